@@ -1,0 +1,33 @@
+"""Typed, frozen, validated configuration; every other layer may import it, it imports none."""
+
+from dtr_ray.config.base import Config, flatten, override
+from dtr_ray.config.space import Space
+from dtr_ray.config.sweep import SweepConfig
+from dtr_ray.config.trial import (
+    DataConfig,
+    DiffusionConfig,
+    EvaluationConfig,
+    ModelConfig,
+    RoutingConfig,
+    SamplingConfig,
+    TrainingConfig,
+    TrialConfig,
+    WeightingConfig,
+)
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "DiffusionConfig",
+    "EvaluationConfig",
+    "ModelConfig",
+    "RoutingConfig",
+    "SamplingConfig",
+    "Space",
+    "SweepConfig",
+    "TrainingConfig",
+    "TrialConfig",
+    "WeightingConfig",
+    "flatten",
+    "override",
+]
