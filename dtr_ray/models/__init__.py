@@ -1,0 +1,43 @@
+"""Models: diffusion transformers, and the masks that route their channels."""
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from dtr_ray.config import ModelConfig, RoutingConfig
+from dtr_ray.config.presets import PRESETS
+from dtr_ray.models.checkpoints import load_weights
+from dtr_ray.models.dit import DiT
+from dtr_ray.models.layers import drop_labels
+from dtr_ray.models.routing import build_mask
+
+__all__ = ["PRESETS", "DiT", "build_model", "drop_labels", "load_weights"]
+
+_ROUTING: TypeAdapter[RoutingConfig] = TypeAdapter(RoutingConfig)
+
+
+def build_model(
+    config: ModelConfig | dict[str, Any],
+    routing: RoutingConfig | dict[str, Any] | None = None,
+    num_timesteps: int = 1000,
+) -> DiT:
+    """Builds a model from its configuration, with new weights from torch's global generator.
+
+    Args:
+        config: a ModelConfig, or its plain values. Its own sizes go before those of its preset; input
+            size, channels and classes that it leaves out are DiT's defaults (32, 4, 1000).
+        routing: a routing configuration, its plain values, or None for no routing.
+        num_timesteps: T, rows of the mask.
+
+    Raises:
+        ValueError: on unknown names and keys, values out of range, and sizes that do not fit each other.
+    """
+    model = ModelConfig.from_dict(config) if isinstance(config, dict) else config
+    sizes = PRESETS[model.name]._asdict() if model.name in PRESETS else {}
+    given = model.model_dump(exclude={"name"}, exclude_none=True)
+    arguments = sizes | given
+    mask = None
+    if routing is not None:
+        choice = _ROUTING.validate_python(routing)
+        mask = build_mask(choice, num_timesteps, arguments["hidden_size"])
+    return DiT(**arguments, mask=mask)
