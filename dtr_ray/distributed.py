@@ -1,0 +1,66 @@
+"""Group: the data-parallel workers of one trial, or a single process that needs no torch.distributed."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """Workers that train one model together; `Group()` is one process alone."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def current(cls) -> "Group":
+        """The group that torch.distributed was set up with, or a single process."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this worker writes files and reports."""
+        return self.rank == 0
+
+    def slice(self, batch: Tensor) -> Tensor:
+        """This worker's share of a whole batch (B, ...): a contiguous part of B / world_size rows."""
+        size = len(batch) // self.world_size
+        return batch[self.rank * size : (self.rank + 1) * size]
+
+    def mean_(self, tensor: Tensor) -> Tensor:
+        """Averages `tensor` over the workers, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+            tensor /= self.world_size
+        return tensor
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether `flag` is true on any worker."""
+        if self.world_size == 1:
+            return flag
+        seen = torch.tensor(float(flag), device=device)
+        dist.all_reduce(seen)
+        return seen.item() > 0
+
+    def gather_interleaved(self, rows: Tensor, total: int) -> Tensor:
+        """All workers' rows (n, ...) in the order 0, 1, ..., total - 1, where worker r holds rows r::world_size."""
+        if self.world_size == 1:
+            return rows
+        longest = -(-total // self.world_size)
+        padded = rows.new_zeros(longest, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(parts, padded.contiguous())
+        return torch.stack(parts, dim=1).flatten(0, 1)[:total]
+
+    def from_main(self, value: object) -> object:
+        """The main worker's (picklable) value, on every worker."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]

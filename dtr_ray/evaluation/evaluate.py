@@ -1,0 +1,126 @@
+"""Evaluator: draws the same samples from any model, and measures their distance to the data.
+
+Noise and label of sample i depend on (evaluation.seed, i) alone: not on the trial, the batch size or the
+number of workers, so that differences between trials are not luck.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dtr_ray.config import TrialConfig
+from dtr_ray.data import ImageData
+from dtr_ray.data.cache import cache_dir
+from dtr_ray.diffusion.noise import noise_schedule
+from dtr_ray.diffusion.samplers import SampleNoise, sample
+from dtr_ray.distributed import Group
+from dtr_ray.evaluation.features import Extractor, build_extractor
+from dtr_ray.evaluation.metrics import statistics
+from dtr_ray.evaluation.references import reference_statistics
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found."""
+
+    metrics: dict[str, float]
+    """The distance under its own name, and `eval_seconds`."""
+    grid: Tensor
+    """The first samples, uint8 (n, C, H, W)."""
+    columns: int
+
+    def save_grid(self, path: Path) -> None:
+        """Writes the samples as one PNG, row by row."""
+        save_grid(self.grid, path, self.columns)
+
+
+@lru_cache(maxsize=2)
+def shared_extractor(name: str, weights: str | None, device: str) -> Extractor:
+    """An extractor that trials which follow one another in a process share: loading takes a second."""
+    return build_extractor(name, weights, device)
+
+
+def sample_labels(num_samples: int, num_classes: int) -> Tensor:
+    """Labels of samples 0, 1, ...: the classes in turn, int64 (num_samples,)."""
+    return torch.arange(num_samples) % num_classes
+
+
+class Evaluator:
+    """Evaluates models of one trial; the data's statistics are computed once per data set and cached."""
+
+    def __init__(self, config: TrialConfig, data: ImageData, group: Group, device: torch.device) -> None:
+        self.group = group
+        self._config = config
+        self._data = data
+        self._device = device
+        settings = config.evaluation
+        self._extractor = shared_extractor(settings.features, settings.feature_weights, str(device))
+        self._reference = reference_statistics(data, self._extractor, cache_dir())
+        self._schedule = noise_schedule(config.diffusion.schedule, config.diffusion.num_timesteps)
+
+    def evaluate(self, model: nn.Module, on_batch: Callable[[], None] = lambda: None) -> Evaluation:
+        """Draws `evaluation.num_samples` samples; all workers take part and get the same answer."""
+        started = time.perf_counter()
+        settings, group = self._config.evaluation, self.group
+        mine = torch.arange(group.rank, settings.num_samples, group.world_size)
+        shown = min(settings.grid_images, settings.num_samples)
+        features, pictures = [], []
+        for indices in mine.split(settings.batch_size):
+            images = self.draw(model, indices)
+            features.append(self._extractor(images))
+            pictures.append(images[indices < shown])
+            on_batch()
+        everything = group.gather_interleaved(torch.cat(features), settings.num_samples)
+        grid = group.gather_interleaved(torch.cat(pictures), shown)
+        mu, sigma = statistics(everything.cpu())
+        metrics = {settings.metric: self._reference.frechet_distance(mu, sigma)}
+        metrics["eval_seconds"] = time.perf_counter() - started
+        return Evaluation(metrics, grid.cpu(), self._columns(shown))
+
+    def draw(self, model: nn.Module, indices: Tensor) -> Tensor:
+        """The samples of the given indices, uint8 pixels (B, C, H, W)."""
+        config = self._config
+        labels = sample_labels(config.evaluation.num_samples, config.data.classes)[indices].to(self._device)
+        noise = SampleNoise(
+            config.evaluation.seed, indices.tolist(), config.data.sample_shape, self._device
+        )
+        bf16 = config.training.precision == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            x = sample(
+                model,
+                self._schedule,
+                noise.initial(),
+                labels,
+                sampler=config.sampling.sampler,
+                num_steps=config.sampling.num_steps,
+                guidance_scale=config.sampling.guidance_scale,
+                null_label=getattr(model, "null_label", None),
+                clip_denoised=config.sampling.clip_denoised,
+                step_noise=noise.step,
+            )
+        return self._data.to_pixels(x)
+
+    def _columns(self, shown: int) -> int:
+        classes = self._config.data.classes
+        return classes if 1 < classes <= 20 else math.ceil(math.sqrt(shown))
+
+
+def save_grid(images: Tensor, path: Path, columns: int, scale: int | None = None) -> None:
+    """Writes uint8 images (n, C, H, W) as one PNG with `columns` a row; small images are enlarged."""
+    count, channels, height, width = images.shape
+    rows = math.ceil(count / columns)
+    canvas = torch.zeros(channels, rows * (height + 1) + 1, columns * (width + 1) + 1, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
+        canvas[:, top : top + height, left : left + width] = image
+    picture = Image.fromarray(canvas.permute(1, 2, 0).squeeze(-1).contiguous().numpy())
+    scale = scale or max(1, 64 // width)
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    picture.save(path)
