@@ -1,0 +1,1 @@
+"""The sweep service: Ray Tune, Ray Train, Optuna and MLflow, which no other layer knows of."""

@@ -1,0 +1,95 @@
+"""The Ray cluster: connect or start, and how many trials fit on it side by side."""
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from dtr_ray.config.sweep import ResourcesConfig
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine of the cluster offers in all."""
+
+    cpus: float
+    gpus: float
+
+
+class TooSmallError(ValueError):
+    """A single trial needs more than the whole cluster has."""
+
+
+def connect(*, dashboard: bool) -> None:
+    """Joins the Ray cluster of RAY_ADDRESS or of this machine, or starts one here.
+
+    Ray Train's clean-up of lost worker groups asks the dashboard's state server, so a cluster for Ray
+    Train is started with it; without it such a clean-up never ends and the next trial waits for ever.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(include_dashboard=dashboard, **quiet)
+
+
+def nodes() -> list[Node]:
+    """The machines that are up, by what they offer."""
+    return [
+        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def local_nodes() -> list[Node]:
+    """This machine alone, as Ray would offer it: for a plan that starts nothing."""
+    import torch
+
+    return [Node(float(os.cpu_count() or 1), float(torch.cuda.device_count()))]
+
+
+def num_concurrent_trials(resources: ResourcesConfig, machines: Sequence[Node]) -> int:
+    """How many whole trials fit side by side: every worker fits into one machine, a trial may span several.
+
+    Raises TooSmallError where not even one trial fits.
+    """
+    need_cpus, need_gpus = resources.cpus_per_worker, resources.gpus_per_worker
+    workers = sum(_workers_on(machine, need_cpus, need_gpus) for machine in machines)
+    fit = workers // resources.workers_per_trial
+    if fit == 0:
+        raise TooSmallError(
+            f"one trial needs {describe(resources)}, but the cluster has room for {workers} such "
+            f"worker{'s' if workers != 1 else ''}: {describe_nodes(machines)}"
+        )
+    return min(fit, resources.max_concurrent or fit)
+
+
+def describe(resources: ResourcesConfig) -> str:
+    """A trial's needs in words."""
+    gpus = f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
+    count = resources.workers_per_trial
+    return f"{count} worker{'s' if count > 1 else ''} of {resources.cpus_per_worker} CPU{gpus}"
+
+
+def describe_nodes(machines: Sequence[Node]) -> str:
+    """The cluster in words, like machines together."""
+    kinds: dict[Node, int] = {}
+    for machine in machines:
+        kinds[machine] = kinds.get(machine, 0) + 1
+    return ", ".join(f"{n} x ({m.cpus:g} CPU, {m.gpus:g} GPU)" for m, n in kinds.items()) or "no machine"
+
+
+def _workers_on(machine: Node, need_cpus: float, need_gpus: float) -> int:
+    # A small slack, since fractions of a GPU do not add up exactly in binary.
+    by_gpu = math.floor(machine.gpus / need_gpus + 1e-9) if need_gpus else math.inf
+    return int(min(machine.cpus // need_cpus, by_gpu))

@@ -1,0 +1,107 @@
+"""The sweep's journal: what was suggested, reported and decided, in order, on disk before it takes effect.
+
+It is the one truth about a sweep; the Optuna study and MLflow are brought in line with it. Each line is one
+JSON object: `trial` (suggested), `report` (with the decision), `end`.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["running", "completed", "pruned", "failed"]
+
+
+@dataclass
+class TrialRecord:
+    """One trial of a sweep, as far as the journal knows it."""
+
+    trial_id: str
+    number: int
+    params: dict[str, Any]
+    status: Status = "running"
+    reason: str = ""
+    reports: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Every reported metric, by training step."""
+    checkpoints: dict[int, str] = field(default_factory=dict)
+    """Checkpoint folders relative to the trial's, by training step."""
+    wall_s: float = 0.0
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds spent in training steps, up to the newest report."""
+        return max((values.get("train_seconds", 0.0) for values in self.reports.values()), default=0.0)
+
+    @property
+    def last_step(self) -> int:
+        """Training step of the newest report, 0 before the first."""
+        return max(self.reports, default=0)
+
+    def best(self, metric: str) -> tuple[int, float] | None:
+        """(step, value) of the smallest value reported by the trained model, or None."""
+        found = [(values[metric], step) for step, values in self.reports.items() if step and metric in values]
+        if not found:
+            return None
+        value, step = min(found)
+        return step, value
+
+
+class Journal:
+    """An append-only file; every event is on the disk when `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.events = self._read()
+        self._file = path.open("a", encoding="utf-8")
+
+    def _read(self) -> list[dict[str, Any]]:
+        """All whole events; a last line torn by a crash is cut off: it never took effect."""
+        if not self._path.exists():
+            return []
+        content = self._path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with self._path.open("r+b") as file:
+                file.truncate(len(whole))
+        return [json.loads(line) for line in whole.decode().splitlines()]
+
+    def write(self, event: str, **values: Any) -> dict[str, Any]:
+        """Appends an event and waits for the disk."""
+        line = {"event": event, "time": round(time.time(), 3), **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.events.append(line)
+        return line
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def replay(events: list[dict[str, Any]]) -> dict[str, TrialRecord]:
+    """The trials that the events add up to, by id, in the order in which they were suggested."""
+    trials: dict[str, TrialRecord] = {}
+    for event in events:
+        apply(trials, event)
+    return trials
+
+
+def apply(trials: dict[str, TrialRecord], event: dict[str, Any]) -> None:
+    """Brings `trials` up to date with one more event."""
+    kind = event["event"]
+    if kind == "trial":
+        trials[event["id"]] = TrialRecord(event["id"], event["number"], event["params"])
+    elif kind == "report":
+        trial = trials[event["id"]]
+        trial.reports[event["step"]] = event["metrics"]
+        trial.checkpoints[event["step"]] = event["checkpoint"]
+        trial.wall_s = event["wall_s"]
+        if event["stop"]:
+            trial.status, trial.reason = "pruned", event["stop"]
+    elif kind == "end":
+        trial = trials[event["id"]]
+        trial.status, trial.reason = event["status"], event["reason"]
+        trial.wall_s = max(trial.wall_s, event.get("wall_s", 0.0))

@@ -1,0 +1,119 @@
+"""The plan of a sweep: what it will search, run, need and leave behind, told before anything starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dtr_ray.config import SweepConfig
+from dtr_ray.config.space import Choice, Integer, LogUniform, Parameter, Quantised, Uniform
+from dtr_ray.config.sweep import ASHAStopping
+from dtr_ray.models import build_model
+from dtr_ray.service import cluster
+from dtr_ray.service.stopping import rungs
+
+# Weights, their average, and AdamW's two moments, in float32.
+_BYTES_PER_PARAMETER = 16
+_CHECKPOINTS_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The figures of a sweep."""
+
+    num_trials: int
+    num_concurrent: int
+    num_parameters: int
+    """Of one model."""
+    max_steps: int
+    """Training steps if no trial were stopped early."""
+    expected_steps: int
+    """Training steps when early stopping lets the expected share go on at each rung."""
+    max_images: int
+    max_evaluations: int
+    storage_gb: float
+    """Checkpoints of all trials at the sweep's end."""
+
+
+def make_plan(config: SweepConfig, machines: list[cluster.Node]) -> Plan:
+    """Works the plan out for a cluster; raises TooSmallError where not one trial fits."""
+    trial, search = config.trial, config.search
+    with torch.device("meta"):
+        model = build_model(trial.resolved_model, None, trial.diffusion.num_timesteps)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    full = trial.training.num_steps
+    expected = float(full)
+    if isinstance(config.early_stopping, ASHAStopping):
+        stages = [*rungs(config.early_stopping, full), full]
+        share = [config.early_stopping.reduction_factor**-i for i in range(len(stages))]
+        lengths = [stages[0], *(b - a for a, b in zip(stages, stages[1:], strict=False))]
+        expected = sum(s * length for s, length in zip(share, lengths, strict=True))
+    storage = search.num_trials * _CHECKPOINTS_KEPT * num_parameters * _BYTES_PER_PARAMETER
+    return Plan(
+        num_trials=search.num_trials,
+        num_concurrent=cluster.num_concurrent_trials(config.resources, machines),
+        num_parameters=num_parameters,
+        max_steps=search.num_trials * full,
+        expected_steps=round(search.num_trials * expected),
+        max_images=search.num_trials * full * trial.training.batch_size,
+        max_evaluations=search.num_trials * -(-full // trial.evaluation.every_steps),
+        storage_gb=storage / 1e9,
+    )
+
+
+def print_plan(config: SweepConfig, folder: Path, console: Console | None = None) -> None:
+    """Prints the resolved plan for this machine; starts nothing."""
+    console = console or Console()
+    plan = make_plan(config, cluster.local_nodes())
+    table = Table(title=f"sweep {config.name}: {plan.num_trials} trials, minimise {config.objective}", title_justify="left")
+    for heading in ("parameter", "values", "when"):
+        table.add_column(heading)
+    for name, parameter in config.space.items():
+        table.add_row(name, describe_range(parameter), describe_condition(parameter))
+    console.print(table)
+    trial, stopping = config.trial, config.early_stopping
+    rows = {
+        "search": f"{config.search.sampler}, seed {config.search.seed}, "
+        f"{len(config.search.starting_points)} starting point(s)",
+        "early stopping": _describe_stopping(config),
+        "one trial": f"{cluster.describe(config.resources)}, up to {trial.training.num_steps:,} steps of "
+        f"{trial.training.batch_size} images, a model of {plan.num_parameters / 1e6:.1f}M parameters",
+        "side by side": f"{plan.num_concurrent} on this machine "
+        f"({cluster.describe_nodes(cluster.local_nodes())})",
+        "steps": f"{plan.max_steps:,} at most" + (f", about {plan.expected_steps:,}" if stopping.name == "asha" else ""),
+        "images": f"{plan.max_images:,} at most",
+        "evaluations": f"{plan.max_evaluations:,} at most, of {trial.evaluation.num_samples:,} samples "
+        f"({trial.sampling.sampler}, {trial.sampling.num_steps} steps)",
+        "storage": f"{plan.storage_gb:.2f} GB of checkpoints in {folder}",
+        "MLflow": config.tracking.uri or "MLFLOW_TRACKING_URI, or SQLite beside the results",
+    }
+    for key, value in rows.items():
+        console.print(f"{key:>15}  {value}", highlight=False, markup=False, soft_wrap=True)
+
+
+def describe_range(parameter: Parameter) -> str:
+    """A parameter's values in words."""
+    if isinstance(parameter, Choice):
+        return ", ".join(map(str, parameter.values))
+    assert isinstance(parameter, Uniform | LogUniform | Quantised | Integer)
+    step = getattr(parameter, "step", None)
+    log = isinstance(parameter, LogUniform) or getattr(parameter, "log", False)
+    return f"{parameter.low:g} to {parameter.high:g}{f' by {step:g}' if step else ''}{' (log)' if log else ''}"
+
+
+def describe_condition(parameter: Parameter) -> str:
+    """When a parameter exists, in words."""
+    return " and ".join(
+        f"{name} is {' or '.join(map(str, wanted)) if isinstance(wanted, list) else wanted}"
+        for name, wanted in parameter.when.items()
+    )
+
+
+def _describe_stopping(config: SweepConfig) -> str:
+    rule = config.early_stopping
+    if isinstance(rule, ASHAStopping):
+        steps = ", ".join(f"{s:,}" for s in rungs(rule, config.trial.training.num_steps))
+        return f"ASHA, best 1/{rule.reduction_factor:g} go on at steps {steps}"
+    return "none" if rule.name == "none" else f"median from step {rule.grace_steps:,}"

@@ -1,0 +1,220 @@
+"""SweepState: which trials there are, what comes next, and who is stopped. It knows nothing of Ray.
+
+Every change goes to the journal first, then to the Optuna study: a sweep that is killed anywhere goes on
+from the journal, and what the study lacks is told to it again.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from dtr_ray.config import SweepConfig
+from dtr_ray.service.journal import Journal, Status, TrialRecord, apply, replay
+from dtr_ray.service.stopping import should_stop
+from dtr_ray.service.study import Study
+from dtr_ray.training.reports import Report
+
+
+Happening = Literal["started", "reported", "ended"]
+Listener = Callable[[Happening, TrialRecord], None]
+
+
+class SweepState:
+    """All trials of a sweep, kept on disk."""
+
+    def __init__(self, config: SweepConfig, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        self.metric = config.objective
+        self.listeners: list[Listener] = []
+        """Hear of every trial that starts, reports or ends, after it is on disk."""
+        self._journal = Journal(folder / "journal.jsonl")
+        self.trials = replay(self._journal.events)
+        self._requeue = [t for t in self.trials.values() if t.status == "running"]
+        self._study = Study(config.name, study_url(config, folder), config.search, config.space, self.metric)
+        self._study.reconcile(self.trials)
+        self._wall_before = {t.trial_id: t.wall_s for t in self._requeue}
+        self._seconds_before = _seconds_spent(self._journal.events)
+        self._journal.write("start", seconds_before=self._seconds_before)
+        self._started = time.monotonic()
+        self.ending: str | None = None
+        """Why no further trial is started, once that is so."""
+        self.budget_spent = False
+
+    @property
+    def running(self) -> list[TrialRecord]:
+        """Trials that have neither ended nor failed, those not yet placed included."""
+        return [t for t in self.trials.values() if t.status == "running"]
+
+    @property
+    def failed(self) -> list[TrialRecord]:
+        """Trials that failed."""
+        return [t for t in self.trials.values() if t.status == "failed"]
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds spent, those before a restart included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def next_trial(self) -> TrialRecord | Literal["finished"]:
+        """The trial to run next: first those that a killed sweep left running, then new ones."""
+        if self.ending is None and self._requeue:
+            return self._started_now(self._requeue.pop(0))
+        if self.ending is not None or len(self.trials) >= self.config.search.num_trials:
+            return "finished"
+        number = len(self.trials)
+        trial_id = f"t{number:04d}"
+        params = self._study.suggest(number, trial_id)
+        self._apply(self._journal.write("trial", id=trial_id, number=number, params=params))
+        return self._started_now(self.trials[trial_id])
+
+    def report(self, trial_id: str, report: Report, wall_s: float = 0.0) -> str | None:
+        """Takes a trial's report and decides: why it stops, or None when it goes on.
+
+        A report that is known already (a resumed trial repeats its own) changes nothing.
+        """
+        trial = self.trials[trial_id]
+        if report.step not in trial.reports:
+            stop = self._decide(trial, report)
+            wall_s += self._wall_before.get(trial_id, 0.0)
+            event = {"metrics": report.metrics, "checkpoint": report.checkpoint, "wall_s": wall_s, "stop": stop}
+            self._apply(self._journal.write("report", id=trial_id, step=report.step, **event))
+            self._study.update(trial)
+            self._tell("reported", trial)
+            if trial.status == "pruned":
+                self._tell("ended", trial)
+        return trial.reason if trial.status == "pruned" else None
+
+    def finish(self, trial_id: str, status: Status, reason: str = "") -> None:
+        """Ends a trial; one that has ended already stays as it is."""
+        trial = self.trials[trial_id]
+        if trial.status != "running":
+            return
+        self._apply(self._journal.write("end", id=trial_id, status=status, reason=reason, wall_s=trial.wall_s))
+        self._study.update(trial)
+        self._tell("ended", trial)
+        limit = self.config.failures.max_failed_trials
+        if len(self.failed) > limit:
+            reasons = "; ".join(sorted({t.reason for t in self.failed}))
+            self.end(f"{len(self.failed)} trials have failed, more than failures.max_failed_trials {limit}: {reasons}")
+
+    def check_budget(self) -> None:
+        """Ends the sweep when its hours are spent."""
+        budget = self.config.budget
+        hours = self.seconds / 3600
+        if budget.max_hours is not None and hours > budget.max_hours:
+            self._spend(f"the budget of {budget.max_hours} hours is spent")
+        device_hours = self.device_hours
+        if budget.max_device_hours is not None and device_hours > budget.max_device_hours:
+            self._spend(f"the budget of {budget.max_device_hours} device-hours is spent")
+
+    def _spend(self, reason: str) -> None:
+        self.budget_spent = self.budget_spent or self.ending is None
+        self.end(reason)
+
+    @property
+    def devices_per_trial(self) -> float:
+        """GPUs of a trial, or its workers where there is no GPU."""
+        resources = self.config.resources
+        return resources.workers_per_trial * (resources.gpus_per_worker or 1.0)
+
+    @property
+    def device_hours(self) -> float:
+        """Hours times devices of all trials, as of their last reports."""
+        return sum(t.wall_s for t in self.trials.values()) * self.devices_per_trial / 3600
+
+    def end(self, reason: str) -> None:
+        """Starts no further trial; the first reason stands."""
+        if self.ending is None:
+            self.ending = reason
+
+    def best(self) -> tuple[TrialRecord, int, float] | None:
+        """(trial, step, value) of the best value among trials that did not fail."""
+        found = [(t.best(self.metric), t) for t in self.trials.values() if t.status != "failed"]
+        ranked = sorted(
+            ((best[1], t.number, best[0], t) for best, t in found if best is not None), key=lambda row: row[:2]
+        )
+        return (ranked[0][3], ranked[0][2], ranked[0][0]) if ranked else None
+
+    @property
+    def untrained_value(self) -> float | None:
+        """The metric of an untrained model, once it is known."""
+        found = (t.reports[0][self.metric] for t in self.trials.values() if 0 in t.reports)
+        return next(found, None)
+
+    def trial_folder(self, trial_id: str) -> Path:
+        """Where a trial keeps its checkpoints, grids and reports."""
+        return self.folder / "trials" / trial_id
+
+    def close(self) -> None:
+        """Writes down the time spent, and closes the journal."""
+        self._journal.write("stop", seconds=self.seconds)
+        self._journal.close()
+
+    def _decide(self, trial: TrialRecord, report: Report) -> str | None:
+        """Why early stopping ends the trial after this report, or None."""
+        if report.step == 0:
+            return None
+        histories = {t.trial_id: self._history(t) for t in self.trials.values() if t.reports}
+        histories[trial.trial_id] = {**self._history(trial), report.step: report.metrics[self.metric]}
+        num_steps = self.config.trial_config(trial.params).training.num_steps
+        return should_stop(self.config.early_stopping, trial.trial_id, report.step, histories, num_steps)
+
+    def _started_now(self, trial: TrialRecord) -> TrialRecord:
+        self._tell("started", trial)
+        return trial
+
+    def _tell(self, happening: Happening, trial: TrialRecord) -> None:
+        for listener in self.listeners:
+            listener(happening, trial)
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        apply(self.trials, event)
+
+    def _history(self, trial: TrialRecord) -> dict[int, float]:
+        return {step: values[self.metric] for step, values in trial.reports.items() if step}
+
+
+def study_url(config: SweepConfig, folder: Path) -> str:
+    """The Optuna storage: the configured database, or SQLite in the sweep's folder."""
+    return config.storage.study or f"sqlite:///{(folder / 'study.db').resolve()}"
+
+
+def save_config(config: SweepConfig, folder: Path) -> None:
+    """Keeps the resolved sweep beside its results."""
+    path = folder / "sweep.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def check_resumable(config: SweepConfig, folder: Path) -> None:
+    """Refuses to go on with another search than the one that was started.
+
+    Raises ValueError naming the part that differs; limits, resources and tracking may change.
+    """
+    before = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    now = config.to_dict()
+    for dictionary in (before, now):
+        dictionary["search"].pop("num_trials")
+    for key in ("name", "trial", "space", "search", "early_stopping"):
+        if before[key] != now[key]:
+            raise ValueError(
+                f"{key} differs from that of the sweep in {folder}: its trials could not be compared; "
+                "resume it with the file it was started with, or give the new one another name"
+            )
+
+
+def _seconds_spent(events: list[dict[str, Any]]) -> float:
+    """Wall seconds between the starts of the sweep and the last event that followed each."""
+    total, started = 0.0, None
+    last = 0.0
+    for event in events:
+        if event["event"] == "start":
+            if started is not None:
+                total += last - started
+            started = event["time"]
+        last = event["time"]
+    return total + (last - started if started is not None else 0.0)

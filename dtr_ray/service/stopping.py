@@ -1,0 +1,87 @@
+"""Early stopping: pure functions of what all trials have reported so far.
+
+Nothing is kept between calls, so a sweep that is killed and resumed decides as if it had never stopped.
+`History` is a trial's reported values by training step; smaller is better.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping
+
+from dtr_ray.config.sweep import ASHAStopping, MedianStopping, NoStopping
+
+History = Mapping[int, float]
+StoppingRule = NoStopping | ASHAStopping | MedianStopping
+
+
+def rungs(rule: ASHAStopping, num_steps: int) -> list[int]:
+    """Training steps below `num_steps` at which trials are compared: grace_steps * reduction_factor ** k."""
+    steps, step = [], float(rule.grace_steps)
+    while round(step) < num_steps:
+        steps.append(round(step))
+        step *= rule.reduction_factor
+    return steps
+
+
+def value_at(history: History, step: int) -> tuple[int, float] | None:
+    """First (step, value) reported at `step` or later."""
+    return min(((s, v) for s, v in history.items() if s >= step), default=None)
+
+
+def should_stop(
+    rule: StoppingRule, trial: str, step: int, histories: Mapping[str, History], num_steps: int
+) -> str | None:
+    """Why `trial` stops after its report of `step`, or None if it goes on.
+
+    Args:
+        rule: the early stopping of the sweep.
+        trial: a key of `histories`, whose last report is that of `step`.
+        step: training step of the report; at `num_steps` a trial is complete and never stopped.
+        histories: every trial's reports so far, of failed and stopped ones too.
+        num_steps: training steps of a whole trial.
+    """
+    if step >= num_steps or not math.isfinite(histories[trial][step]):
+        return None
+    if isinstance(rule, ASHAStopping):
+        return _asha(rule, trial, step, histories, num_steps)
+    if isinstance(rule, MedianStopping):
+        return _median(rule, trial, step, histories)
+    return None
+
+
+def _asha(
+    rule: ASHAStopping, trial: str, step: int, histories: Mapping[str, History], num_steps: int
+) -> str | None:
+    """ASHA (Li et al. 2020) in its stopping form: on only with the best 1 / reduction_factor of the rung.
+
+    The rung's trials are those that have reached it so far, this one included, and at least one goes on.
+    """
+    for rung in rungs(rule, num_steps):
+        reached = {name: value_at(history, rung) for name, history in histories.items()}
+        mine = reached[trial]
+        if mine is None or mine[0] != step:
+            continue
+        values = sorted(found[1] for found in reached.values() if found is not None)
+        num_promoted = max(1, int(len(values) / rule.reduction_factor))
+        cutoff = values[num_promoted - 1]
+        if mine[1] > cutoff * (1 + rule.tolerance):
+            return f"{mine[1]:.6g} at rung {rung} is not among the best {num_promoted} of {len(values)} (<= {cutoff:.6g})"
+    return None
+
+
+def _median(rule: MedianStopping, trial: str, step: int, histories: Mapping[str, History]) -> str | None:
+    """Stops when the trial's best value is worse than the median of the others' best by the same step."""
+    if step < rule.grace_steps:
+        return None
+    best = {
+        name: min(v for s, v in history.items() if s <= step)
+        for name, history in histories.items()
+        if any(s <= step for s in history) and (name == trial or max(history) >= step)
+    }
+    mine = best.pop(trial)
+    if len(best) < rule.min_trials:
+        return None
+    median = statistics.median(best.values())
+    if mine > median * (1 + rule.tolerance):
+        return f"best {mine:.6g} by step {step} is worse than the median {median:.6g} of {len(best)} trials"
+    return None

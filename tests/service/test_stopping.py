@@ -1,0 +1,80 @@
+"""Early stopping decides from what has been reported, and from nothing else."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtr_ray.config.sweep import ASHAStopping, MedianStopping, NoStopping
+from dtr_ray.service.stopping import rungs, should_stop
+
+ASHA = ASHAStopping(name="asha", grace_steps=100, reduction_factor=2)
+
+
+def test_rungs_grow_by_the_reduction_factor_and_end_before_the_last_step() -> None:
+    assert rungs(ASHA, 800) == [100, 200, 400]
+    assert rungs(ASHA, 801) == [100, 200, 400, 800]
+    assert rungs(ASHAStopping(name="asha", grace_steps=1000, reduction_factor=3), 900) == []
+
+
+def test_the_first_trial_at_a_rung_goes_on() -> None:
+    assert should_stop(ASHA, "a", 100, {"a": {100: 9.0}}, 800) is None
+
+
+def test_a_trial_outside_the_best_half_of_its_rung_stops_with_the_figures_that_decided() -> None:
+    histories = {"a": {100: 1.0}, "b": {100: 2.0}}
+    reason = should_stop(ASHA, "b", 100, histories, 800)
+    assert reason == "2 at rung 100 is not among the best 1 of 2 (<= 1)"
+
+
+def test_tolerance_keeps_a_trial_that_the_metric_cannot_tell_from_the_cutoff() -> None:
+    histories = {"a": {100: 1.0}, "b": {100: 1.01}}
+    tolerant = ASHA.model_copy(update={"tolerance": 0.02})
+    assert should_stop(ASHA, "b", 100, histories, 800) is not None
+    assert should_stop(tolerant, "b", 100, histories, 800) is None
+
+
+def test_a_report_after_the_rung_counts_for_it_once() -> None:
+    """Evaluations need not fall on rungs: the first one at or after a rung is compared there."""
+    histories = {"a": {150: 1.0, 300: 0.5}, "b": {150: 2.0}}
+    assert should_stop(ASHA, "b", 150, histories, 800) is not None
+    later = {"a": {150: 1.0}, "b": {150: 0.9, 180: 5.0}}
+    assert should_stop(ASHA, "b", 180, later, 800) is None
+
+
+@pytest.mark.parametrize("rule", [ASHA, MedianStopping(name="median", grace_steps=1, min_trials=1)])
+def test_a_trial_is_never_stopped_at_its_last_step(rule: ASHAStopping | MedianStopping) -> None:
+    histories = {"a": {100: 1.0}, "b": {100: 5.0}}
+    assert should_stop(rule, "b", 100, histories, 100) is None
+
+
+def test_no_rule_never_stops() -> None:
+    histories = {"a": {100: 1.0}, "b": {100: 5.0}}
+    assert should_stop(NoStopping(), "b", 100, histories, 800) is None
+
+
+def test_the_median_rule_waits_for_grace_and_for_enough_trials() -> None:
+    rule = MedianStopping(name="median", grace_steps=100, min_trials=2)
+    two = {"a": {100: 1.0}, "b": {100: 9.0}}
+    three = {**two, "c": {100: 2.0}}
+    assert should_stop(rule, "b", 100, two, 800) is None
+    assert should_stop(rule, "b", 100, three, 800) is not None
+    early = {name: {50: values[100]} for name, values in three.items()}
+    assert should_stop(rule, "b", 50, early, 800) is None
+
+
+def test_the_median_rule_judges_a_trial_by_its_best_value() -> None:
+    rule = MedianStopping(name="median", grace_steps=100, min_trials=2)
+    histories = {"a": {100: 1.5, 200: 1.0}, "b": {100: 0.9, 200: 9.0}, "c": {100: 2.0, 200: 1.2}}
+    assert should_stop(rule, "b", 200, histories, 800) is None
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=40), st.floats(1.5, 4))
+def test_trials_that_come_one_by_one_never_all_stop(values: list[float], factor: float) -> None:
+    rule = ASHA.model_copy(update={"reduction_factor": factor})
+    histories: dict[str, dict[int, float]] = {}
+    kept = []
+    for i, value in enumerate(values):
+        histories[str(i)] = {100: value}
+        if should_stop(rule, str(i), 100, histories, 800) is None:
+            kept.append(value)
+    assert min(values) in kept
