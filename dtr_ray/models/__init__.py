@@ -11,7 +11,7 @@ from dtr_ray.models.dit import DiT
 from dtr_ray.models.layers import drop_labels
 from dtr_ray.models.routing import build_mask
 
-__all__ = ["PRESETS", "DiT", "build_model", "drop_labels", "load_weights"]
+__all__ = ["PRESETS", "DiT", "build_model", "drop_labels", "load_weights", "model_arguments"]
 
 _ROUTING: TypeAdapter[RoutingConfig] = TypeAdapter(RoutingConfig)
 
@@ -32,12 +32,20 @@ def build_model(
     Raises:
         ValueError: on unknown names and keys, values out of range, and sizes that do not fit each other.
     """
+    return DiT(**model_arguments(config, routing, num_timesteps))
+
+
+def model_arguments(
+    config: ModelConfig | dict[str, Any],
+    routing: RoutingConfig | dict[str, Any] | None = None,
+    num_timesteps: int = 1000,
+) -> dict[str, Any]:
+    """What `build_model` builds the model with, by the names of its parameters; arguments and errors as there."""
     model = ModelConfig.from_dict(config) if isinstance(config, dict) else config
     sizes = PRESETS[model.name]._asdict() if model.name in PRESETS else {}
     given = model.model_dump(exclude={"name"}, exclude_none=True)
     arguments = sizes | given
-    mask = None
     if routing is not None:
         choice = _ROUTING.validate_python(routing)
-        mask = build_mask(choice, num_timesteps, arguments["hidden_size"])
-    return DiT(**arguments, mask=mask)
+        arguments["mask"] = build_mask(choice, num_timesteps, arguments["hidden_size"])
+    return arguments

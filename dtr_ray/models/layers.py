@@ -78,7 +78,7 @@ def drop_labels(y: Tensor, drop: Tensor, null_label: int | None) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, N, C) times 1 + scale, plus shift; both (B, C)."""
+    """Tokens x (B, N, C) times 1 + scale, plus shift; both (B, C)."""
     return torch.addcmul(shift.unsqueeze(1), x, scale.unsqueeze(1) + 1)
 
 

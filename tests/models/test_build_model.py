@@ -33,7 +33,9 @@ def test_plain_values_reach_the_model():
     values = {"mlp_ratio": 2, "class_dropout_prob": 0, "learn_sigma": False, "num_classes": 1}
     model = build_model(TINY | values)
     assert model.blocks[0].mlp.fc1.out_features == 64
-    assert model.null_label is None and model.out_channels == 4 and model.mask is None
+    assert model.null_label is None
+    assert model.out_channels == 4
+    assert model.mask is None
     out = model(torch.zeros(2, 4, 8, 8), torch.tensor([0, 999]), torch.zeros(2, dtype=torch.int64))
     assert out.shape == (2, 4, 8, 8)
 

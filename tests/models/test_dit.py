@@ -28,7 +28,7 @@ SIZES = {
 FILES = ["dit_forward", "dtr_forward"]
 
 
-@pytest.fixture(params=itertools.product(FILES, CASES), ids="-".join)
+@pytest.fixture(params=list(itertools.product(FILES, CASES)), ids="-".join)
 def golden_case(request, golden, golden_weights):
     """A golden case as (file, case, arrays, model with its weights)."""
     stem, name = request.param
@@ -65,7 +65,9 @@ def test_outputs_are_the_authors(golden_case):
     close(out, arrays[f"{case['name']}_out"], case)
 
 
-@pytest.mark.parametrize("golden_case", itertools.product(FILES, CASES[:2]), ids="-".join, indirect=True)
+@pytest.mark.parametrize(
+    "golden_case", list(itertools.product(FILES, CASES[:2])), ids="-".join, indirect=True
+)
 def test_guided_outputs_are_the_authors(golden_case):
     stem, case, arrays, model = golden_case
     key, num_guided = ("cfg3ch_out", 3) if stem == "dit_forward" else ("cfg_out", 4)
@@ -126,7 +128,8 @@ def filled(**changes):
 def test_a_mask_with_everything_on_equals_no_mask_bit_for_bit():
     x, t, y = inputs()
     with_mask, without = filled(mask=dtr_mask(50, 32, 4.0, 1.0)), filled()
-    assert with_mask.num_timesteps == 50 and without.num_timesteps is None
+    assert with_mask.num_timesteps == 50
+    assert without.num_timesteps is None
     losses = [model(x, t, y).square().mean() for model in (with_mask, without)]
     assert torch.equal(*losses)
     for loss in losses:
@@ -214,8 +217,10 @@ def test_a_copy_and_a_pickle_keep_mask_and_outputs():
 def test_the_null_label_exists_only_with_label_dropout():
     x, t, y = inputs()
     model, without = filled(), filled(class_dropout_prob=0.0)
-    assert model.null_label == 5 and model.y_embedder.embedding_table.weight.shape == (6, 32)
-    assert without.null_label is None and without.y_embedder.embedding_table.weight.shape == (5, 32)
+    assert model.null_label == 5
+    assert model.y_embedder.embedding_table.weight.shape == (6, 32)
+    assert without.null_label is None
+    assert without.y_embedder.embedding_table.weight.shape == (5, 32)
     null = torch.full_like(y, 5)
     assert not torch.equal(model(x, t, null), model(x, t, y))
     with pytest.raises(IndexError):
@@ -260,7 +265,8 @@ def test_under_bf16_autocast_tokens_and_outputs_stay_float32(beta):
         block.register_forward_hook(lambda module, arguments, out: seen.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(x, t, y)
-    assert out.dtype == torch.float32 and seen == [torch.float32] * 2
+    assert out.dtype == torch.float32
+    assert seen == [torch.float32] * 2
     assert (out - exact).norm() < 0.02 * exact.norm()
     out.square().mean().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())

@@ -39,7 +39,8 @@ def test_timestep_waves_are_cosines_then_sines_from_frequency_one_down():
 
 def test_grid_positions_hold_the_column_then_the_row():
     positions = grid_positions(3, 8)[0]
-    assert positions.shape == (9, 8) and positions.dtype == torch.float32
+    assert positions.shape == (9, 8)
+    assert positions.dtype == torch.float32
     column, row = 2, 1
     expected = [
         wave(place * frequency)

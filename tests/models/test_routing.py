@@ -36,13 +36,15 @@ def test_dtr_windows_are_contiguous_of_one_width_and_never_move_back(
     assume(int(beta * num_channels) >= 1)
     mask = dtr_mask(num_timesteps, num_channels, alpha, beta)
     width = int(beta * num_channels)
-    assert mask.dtype == torch.bool and mask.shape == (num_timesteps, num_channels)
+    assert mask.dtype == torch.bool
+    assert mask.shape == (num_timesteps, num_channels)
     assert (mask.sum(dim=1) == width).all()
     starts = mask.int().argmax(dim=1)
     ends = num_channels - mask.flip(1).int().argmax(dim=1)
     assert (ends - starts == width).all()
     assert (starts.diff() >= 0).all()
-    assert starts[0] == 0 and ends[-1] == num_channels
+    assert starts[0] == 0
+    assert ends[-1] == num_channels
 
 
 @given(timesteps, channels, alphas, betas)
@@ -62,7 +64,8 @@ def test_random_rows_have_the_share_of_channels_on_and_repeat_with_the_seed(
 ):
     assume(int(beta * num_channels) >= 1)
     mask = random_mask(num_timesteps, num_channels, beta, seed)
-    assert mask.dtype == torch.bool and mask.shape == (num_timesteps, num_channels)
+    assert mask.dtype == torch.bool
+    assert mask.shape == (num_timesteps, num_channels)
     assert (mask.sum(dim=1) == int(beta * num_channels)).all()
     assert torch.equal(mask, random_mask(num_timesteps, num_channels, beta, seed))
 
