@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from dtr_ray.config import TrialConfig
 from dtr_ray.data import ImageData
 from dtr_ray.data.cache import cache_dir
+from dtr_ray.diffusion.drawing import draw
 from dtr_ray.diffusion.noise import noise_schedule
-from dtr_ray.diffusion.samplers import SampleNoise, sample
 from dtr_ray.distributed import Group
 from dtr_ray.evaluation.features import Extractor, build_extractor
 from dtr_ray.evaluation.metrics import statistics
@@ -47,9 +47,9 @@ def shared_extractor(name: str, weights: str | None, device: str) -> Extractor:
     return build_extractor(name, weights, device)
 
 
-def sample_labels(num_samples: int, num_classes: int) -> Tensor:
-    """Labels of samples 0, 1, ...: the classes in turn, int64 (num_samples,)."""
-    return torch.arange(num_samples) % num_classes
+def sample_labels(indices: Tensor, num_classes: int) -> Tensor:
+    """Labels of the samples of the given numbers, int64 (B,): the classes in turn."""
+    return indices % num_classes
 
 
 class Evaluator:
@@ -82,34 +82,28 @@ class Evaluator:
         mu, sigma = statistics(everything.cpu())
         metrics = {settings.metric: self._reference.frechet_distance(mu, sigma)}
         metrics["eval_seconds"] = time.perf_counter() - started
-        return Evaluation(metrics, grid.cpu(), self._columns(shown))
+        return Evaluation(metrics, grid.cpu(), grid_columns(shown, self._config.data.classes))
 
     def draw(self, model: nn.Module, indices: Tensor) -> Tensor:
         """The samples of the given indices, uint8 pixels (B, C, H, W)."""
         config = self._config
-        labels = sample_labels(config.evaluation.num_samples, config.data.classes)[indices].to(self._device)
-        noise = SampleNoise(
-            config.evaluation.seed, indices.tolist(), config.data.sample_shape, self._device
+        x = draw(
+            model,
+            self._schedule,
+            config.sampling,
+            config.data.sample_shape,
+            seed=config.evaluation.seed,
+            indices=indices,
+            labels=sample_labels(indices, config.data.classes),
+            device=self._device,
+            bf16=config.training.precision == "bf16",
         )
-        bf16 = config.training.precision == "bf16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            x = sample(
-                model,
-                self._schedule,
-                noise.initial(),
-                labels,
-                sampler=config.sampling.sampler,
-                num_steps=config.sampling.num_steps,
-                guidance_scale=config.sampling.guidance_scale,
-                null_label=getattr(model, "null_label", None),
-                clip_denoised=config.sampling.clip_denoised,
-                step_noise=noise.step,
-            )
         return self._data.to_pixels(x)
 
-    def _columns(self, shown: int) -> int:
-        classes = self._config.data.classes
-        return classes if 1 < classes <= 20 else math.ceil(math.sqrt(shown))
+
+def grid_columns(num_images: int, num_classes: int) -> int:
+    """Columns of a grid of samples: a class each where there are not too many, else about a square."""
+    return num_classes if 1 < num_classes <= 20 else math.ceil(math.sqrt(num_images))
 
 
 def save_grid(images: Tensor, path: Path, columns: int, scale: int | None = None) -> None:

@@ -30,6 +30,14 @@ log = logging.getLogger(__name__)
 
 END_STATUSES = ("FINISHED", "KILLED", "FAILED")
 
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "start": {"name": str, "tags": dict, "params": dict, "parent": (str, type(None))},
+    "metrics": {"step": int, "values": dict},
+    "tags": {"values": dict},
+    "params": {"values": dict},
+    "artifact": {"path": str, "artifact_path": str},
+    "end": {"status": str},
+}
 _SYNCED = ("start", "end", "artifact")
 _MAX_STEP = 2**63
 
@@ -263,8 +271,10 @@ def _parse(text: bytes) -> dict[str, Any] | None:
         record = json.loads(text)
     except ValueError:
         return None
-    known = isinstance(record, dict) and "kind" in record and isinstance(record.get("time_ms"), int)
-    return record if known else None
+    if not isinstance(record, dict) or record.get("kind") not in _FIELDS:
+        return None
+    fields = {"time_ms": int, **_FIELDS[record["kind"]]}
+    return record if all(isinstance(record.get(k, ...), t) for k, t in fields.items()) else None
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

@@ -28,7 +28,6 @@ class Study:
         self.study = optuna.create_study(
             study_name=name, storage=storage, direction="minimize", load_if_exists=True
         )
-        self.study.set_metric_names([metric])
 
     def suggest(self, number: int, trial_id: str) -> dict[str, Any]:
         """Parameters of the sweep's trial `number`, which depend on the seed, the number and the study alone."""
@@ -59,7 +58,9 @@ class Study:
                 )
         points = self._search.starting_points
         if number < len(points):
-            sampler = PartialFixedSampler(dict(points[number]), sampler)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                sampler = PartialFixedSampler(dict(points[number]), sampler)
         return sampler
 
     def reconcile(self, trials: dict[str, TrialRecord]) -> None:

@@ -107,6 +107,11 @@ def _fit(config: SweepConfig, state: SweepState, num_concurrent: int) -> None:
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     # Tune writes its own state every so often; the journal makes it superfluous.
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_concurrent)
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Ray Train asks its workers for news this often, and so takes this long to see that they are done.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     from ray import tune
 
     from dtr_ray.service.trial import SweepTrial
@@ -114,7 +119,8 @@ def _fit(config: SweepConfig, state: SweepState, num_concurrent: int) -> None:
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     resources = config.resources
-    need: dict[str, float] = {"CPU": 0}
+    # A trial over Ray Train takes its workers itself; Tune wants a resource all the same: a MiB of memory.
+    need: dict[str, float] = {"memory": 2**20}
     if not resources.uses_train:
         need = {"CPU": resources.cpus_per_worker}
         if resources.gpus_per_worker:

@@ -20,7 +20,14 @@ from dtr_ray.training import Report
 Launch = Callable[[TrialRecord], dict[str, Any]]
 
 
-class SweepSearcher(Searcher):
+class _Unsaved:
+    """Leaves nothing in Tune's own files: they are never read, and the sweep's state is on disk already."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class SweepSearcher(_Unsaved, Searcher):
     """Hands the sweep's trials to Tune, no more at once than fit the cluster."""
 
     def __init__(self, state: SweepState, max_concurrent: int, launch: Launch) -> None:
@@ -59,7 +66,7 @@ class SweepSearcher(Searcher):
         """Nothing: see `save`."""
 
 
-class SweepScheduler(FIFOScheduler):
+class SweepScheduler(_Unsaved, FIFOScheduler):
     """Stops a trial when the sweep's early stopping says so."""
 
     def __init__(self, state: SweepState, searcher: SweepSearcher) -> None:
@@ -75,7 +82,7 @@ class SweepScheduler(FIFOScheduler):
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
 
-class SweepStopper(tune.Stopper):
+class SweepStopper(_Unsaved, tune.Stopper):
     """Stops everything when the sweep is to end: budget spent, too many failures, or no progress."""
 
     def __init__(self, state: SweepState) -> None:

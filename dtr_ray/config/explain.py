@@ -1,0 +1,136 @@
+"""From pydantic's errors to problems in plain words, each at its place in the tree."""
+
+import re
+from typing import Any
+
+from pydantic import ValidationError
+
+from dtr_ray.config.base import Config
+from dtr_ray.config.errors import Path, Problem, RuleError, dotted, near_miss, shown, suggestion
+from dtr_ray.config.fields import Place, discriminator, dotted_names, literals, locate, variants
+
+_LIMITS = {
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+_TYPES = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a section with keys",
+    "model_type": "a section with keys",
+    "model_attributes_type": "a section with keys",
+}
+_BOOLEANS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+
+
+def problems(error: ValidationError, model: type[Config], values: object) -> list[Problem]:
+    """All problems of an invalid `model`, without repeats; `values` is what was validated."""
+    found: dict[Path, list[Problem]] = {}
+    wrong_keys: set[Path] = set()
+    for detail in error.errors(include_url=False):
+        place = locate(model, detail["loc"])
+        cause = detail.get("ctx", {}).get("error")
+        if detail["loc"] and detail["loc"][-1] == "[key]":
+            wrong_keys.add(place.path)
+        if isinstance(cause, RuleError):
+            for problem in cause.problems:
+                found.setdefault(place.path + problem.path, []).append(problem.below(place.path))
+        # The members of a union of plain types complain one by one about the same value.
+        elif place.path not in found:
+            found[place.path] = [Problem(place.path, _rule(dict(detail), place, model, values))]
+    return [
+        problem
+        for path, listed in found.items()
+        if not any(path[: len(wrong)] == wrong and path != wrong for wrong in wrong_keys)
+        for problem in listed
+    ]
+
+
+def _rule(detail: dict[str, Any], place: Place, model: type[Config], values: object) -> str:
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_key(place, model, values)
+    if kind == "missing":
+        return "is missing: it has no default"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _wrong_tag(place.annotation, value)
+    if kind == "literal_error":
+        words = literals(place.annotation)
+        return f"{shown(value)} is not one of {', '.join(words)}{_guess(value, words)}"
+    if kind in _LIMITS:
+        word, limit = _LIMITS[kind]
+        return f"must be {word} {shown(context[limit])}, got {shown(value)}"
+    if kind == "string_pattern_mismatch":
+        return f"must be of letters, digits, '.', '_' and '-', beginning with a letter or digit; got {shown(value)}"
+    if kind == "too_short":
+        return "is empty: it needs at least one entry"
+    if kind == "string_too_short":
+        return "is an empty text: leave the key out instead"
+    if kind == "too_long":
+        return f"has {context['actual_length']} entries; at most {context['max_length']} are allowed"
+    plain = place.annotation is not None and not literals(place.annotation) and len(detail["loc"]) > len(place.path)
+    if kind in _TYPES and not (plain and detail["loc"][-1] in ("bool", "int", "float", "str")):
+        return _wrong_type(_TYPES[kind], value)
+    if kind in _TYPES:
+        return _wrong_type("a single number, text, true or false", value)
+    # Validators of ours have plain words already; pydantic's rarer ones nearly.
+    return str(context.get("error") or detail["msg"]).replace("Input should be", "must be")
+
+
+def _guess(value: object, names: list[str]) -> str:
+    guess = near_miss(value, names) if isinstance(value, str) else None
+    return f"; did you mean {guess}?" if guess else ""
+
+
+def _wrong_type(expected: str, value: object) -> str:
+    if value is None:
+        return f"expected {expected}, got nothing"
+    kinds = {bool: "", int: "the number ", float: "the number ", str: "the text ", list: "the list ", dict: ""}
+    return f"expected {expected}, got {kinds.get(type(value), '')}{shown(value)}{_hint(expected, value)}"
+
+
+def _hint(expected: str, value: object) -> str:
+    if expected == "text" and isinstance(value, bool | int | float):
+        return f": put it in quotes, '{shown(value)}'"
+    if expected == "a whole number" and isinstance(value, float) and value.is_integer():
+        return f": write {int(value)}"
+    if expected == "true or false" and str(value).lower() in _BOOLEANS:
+        return f": write {_BOOLEANS[str(value).lower()]}"
+    if expected in ("a number", "a whole number") and isinstance(value, str):
+        plain = re.sub(r"(?<=\d)[_, ](?=\d)", "", value.strip())
+        if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", plain):
+            return ": remove the quotes" if plain == value else f": write {plain}"
+    return ""
+
+
+def _wrong_tag(annotation: Any, value: object) -> str:
+    options = variants(annotation)
+    key = discriminator(list(options.values()))
+    tag = value.get(key) if isinstance(value, dict) else None
+    if tag is None:
+        return f"has no {key}: one of {', '.join(options)}"
+    return f"{key} {shown(tag)} is not one of {', '.join(options)}{_guess(tag, list(options))}"
+
+
+def _unknown_key(place: Place, model: type[Config], values: object) -> str:
+    word = place.path[-1]
+    others = [tag for tag, variant in place.options.items() if word in variant.model_fields]
+    if others:
+        key = discriminator(list(place.options.values()))
+        return f"does not exist under {key}: {place.tag}, only under {' and '.join(others)}"
+    guess = near_miss(word, place.siblings)
+    if guess is not None:
+        return f"unknown key; did you mean {guess}?"
+    if word == "<<":
+        return "merge keys (<<) are not supported: write the values out"
+    parts = f".{dotted(place.path[-1:])}"
+    places = [name for name in dotted_names(model) if name.endswith(parts) or f"{parts}." in name]
+    if places:
+        sections = dict.fromkeys(name[: name.index(parts) + len(parts)] for name in places)
+        return f"unknown key here; did you mean {' or '.join(list(sections)[:3])}?"
+    return f"unknown key; {suggestion(word, place.siblings)}"

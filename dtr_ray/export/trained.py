@@ -1,0 +1,102 @@
+"""Trained models, opened from whatever folder holds one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dtr_ray.config import TrialConfig
+from dtr_ray.data.latents import load_vae
+from dtr_ray.export.model import DTRTransformer
+from dtr_ray.export.pipeline import SCHEDULERS, DTRPipeline
+from dtr_ray.models import load_weights
+from dtr_ray.training.state import CONFIG_FILE, EMA_FILE, latest_checkpoint
+
+INDEX_FILE = "model_index.json"
+EXPORT_FOLDER = "model"
+"""Name of the export within a folder of `train_best`."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with its averaged weights, and the configuration that it was trained with."""
+
+    config: TrialConfig
+    model: DTRTransformer
+    """In evaluation mode, float32."""
+    folder: Path
+    """The checkpoint or export that it was read from."""
+
+
+def find_model(path: Path) -> Path:
+    """The folder with the weights that `path` stands for.
+
+    Args:
+        path: an export or a checkpoint; a trial's folder (its best checkpoint), a sweep's (that of its best
+            trial), or one of `train_best` (its export).
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if (path / INDEX_FILE).is_file() or (path / EMA_FILE).is_file():
+        return path
+    if (path / EXPORT_FOLDER / INDEX_FILE).is_file():
+        return path / EXPORT_FOLDER
+    best = path / "best.json"
+    if best.is_file():
+        found = json.loads(best.read_text(encoding="utf-8"))
+        folder = path / found.get("checkpoint", f"checkpoints/{found['step']:08d}")
+        if (folder / EMA_FILE).is_file():
+            return folder
+    newest = latest_checkpoint(path)
+    if newest is not None:
+        return newest
+    what = "holds no trained model" if path.is_dir() else "is not a folder"
+    raise ValueError(f"{path} {what}: give a checkpoint, an exported model, or the folder of a trial or sweep")
+
+
+def open_model(path: Path, device: torch.device | str = "cpu") -> TrainedModel:
+    """Reads a model from any folder that `find_model` knows.
+
+    Raises:
+        ValueError: there is no model, or its weights do not fit its configuration.
+    """
+    folder = find_model(path)
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"{folder} has no {CONFIG_FILE}, the configuration that its model was trained with")
+    config = TrialConfig.load(folder / CONFIG_FILE)
+    if (folder / INDEX_FILE).is_file():
+        model = DTRTransformer.from_pretrained(folder / "transformer")
+    else:
+        model = DTRTransformer.from_trial(config)
+        load_weights(model, folder / EMA_FILE)
+    return TrainedModel(config, model.to(device).eval().requires_grad_(False), folder)
+
+
+def build_pipeline(trained: TrainedModel) -> DTRPipeline:
+    """The pipeline that draws what evaluation drew; with the VAE where the model was trained on latents."""
+    config = trained.config
+    schedule = {"linear": "linear"}.get(config.diffusion.schedule, "squaredcos_cap_v2")
+    num_timesteps, sampler = config.diffusion.num_timesteps, config.sampling.sampler
+    settings = {"num_train_timesteps": num_timesteps, "beta_schedule": schedule, "prediction_type": "epsilon"}
+    if schedule == "linear":
+        settings |= {"beta_start": 0.1 / num_timesteps, "beta_end": 20 / num_timesteps}
+    if sampler == "ddpm":
+        settings["variance_type"] = config.diffusion.variance
+    if sampler != "dpm_solver++":
+        settings["clip_sample"] = config.sampling.clip_denoised
+    pipeline = DTRPipeline(
+        trained.model,
+        SCHEDULERS[sampler](**settings),
+        None if config.data.vae is None else load_vae(config.data).to(trained.model.device),
+        num_inference_steps=config.sampling.num_steps,
+        guidance_scale=config.sampling.guidance_scale,
+        clip_denoised=config.sampling.clip_denoised,
+        precision=config.training.precision,
+        seed=config.evaluation.seed,
+        latent_scale=config.data.latent_scale,
+        gray=config.data.name != "folder",
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
