@@ -1,0 +1,70 @@
+"""What all tests share: quiet, offline, single-threaded libraries, one cache, at most one Ray instance."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Read by the libraries when they are first imported, hence here and not in a fixture.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    MPLBACKEND="Agg",
+)
+# Tests neither join a cluster nor write to a server that the developer's shell names.
+for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+    os.environ.pop(_name, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what uses Ray, runs it last, and skips what needs a GPU where there is none."""
+    import torch
+
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """DTR_RAY_CACHE in a folder of this session: data and statistics are computed once for all tests."""
+    import torch
+
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("DTR_RAY_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(shared_cache: Path) -> Iterator[str]:
+    """The session's one Ray instance, 2 CPUs; yields its address, which RAY_ADDRESS hands to subprocesses.
+
+    With the dashboard: without its state server Ray Train's clean-up of a stopped trial never ends. And only
+    one: with two instances on a machine that clean-up does not know which to ask.
+    """
+    import ray
+
+    context = ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=True,
+        object_store_memory=200_000_000,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    address = context.address_info["gcs_address"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", address)
+        yield address
+    ray.shutdown()
