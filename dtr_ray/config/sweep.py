@@ -62,6 +62,9 @@ class ResourcesConfig(Config):
     """`tune`: in the trial's own process (one worker); `train`: Ray Train; `auto`: by the number of workers."""
     max_concurrent: Positive | None = None
     """Trials side by side at most; default: as many as fit the cluster."""
+    autoscaling: bool = False
+    """The cluster adds machines when they are asked for, up to `max_concurrent` trials' worth; what it has
+    at the start says nothing then."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -69,6 +72,8 @@ class ResourcesConfig(Config):
             raise ValueError("placement: tune runs one worker; several workers need placement: train (or auto)")
         if self.gpus_per_worker % 1 and (self.gpus_per_worker > 1 or self.workers_per_trial > 1):
             raise ValueError("gpus_per_worker is a whole number, or below 1 for trials of one worker")
+        if self.autoscaling and self.max_concurrent is None:
+            raise ValueError("autoscaling needs max_concurrent: how many trials the grown cluster has room for")
         return self
 
     @property

@@ -61,15 +61,20 @@ def local_nodes() -> list[Node]:
 def num_concurrent_trials(resources: ResourcesConfig, machines: Sequence[Node]) -> int:
     """How many whole trials fit side by side: every worker fits into one machine, a trial may span several.
 
+    With `autoscaling` it is what the configuration says, for a cluster that is still to grow.
     Raises TooSmallError where not even one trial fits.
     """
+    if resources.autoscaling:
+        assert resources.max_concurrent is not None
+        return resources.max_concurrent
     need_cpus, need_gpus = resources.cpus_per_worker, resources.gpus_per_worker
     workers = sum(_workers_on(machine, need_cpus, need_gpus) for machine in machines)
     fit = workers // resources.workers_per_trial
     if fit == 0:
         raise TooSmallError(
             f"one trial needs {describe(resources)}, but the cluster has room for {workers} such "
-            f"worker{'s' if workers != 1 else ''}: {describe_nodes(machines)}"
+            f"worker{'s' if workers != 1 else ''}: {describe_nodes(machines)}; lower resources, or set "
+            "resources.autoscaling and max_concurrent for a cluster that adds machines when asked"
         )
     return min(fit, resources.max_concurrent or fit)
 
