@@ -58,7 +58,7 @@ def list_images(path: str, num_classes: int) -> ImageFiles:
     digest = hashlib.sha256()
     for label, folder in enumerate(_class_folders(root, num_classes)):
         for file in sorted(_walk(folder)):
-            status = file.stat()
+            status = _status(file)
             entry = f"{file.relative_to(root).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(entry.encode("utf-8", "surrogateescape"))
             paths.append(file)
@@ -139,11 +139,23 @@ def _class_folders(root: Path, num_classes: int) -> list[Path]:
     return folders
 
 
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _refuse(error: OSError) -> None:
+    # os.walk would leave out a folder that it may not read.
+    raise ValueError(f"{error.filename} cannot be read: {error}") from error
+
+
 def _walk(folder: Path) -> Iterator[Path]:
     """Paths of the images below a folder, links followed, each folder visited once."""
     seen: set[tuple[int, int]] = set()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        status = Path(where).stat()
+    for where, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        status = _status(Path(where))
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue

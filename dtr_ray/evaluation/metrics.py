@@ -56,7 +56,7 @@ def covariance_root(sigma: ArrayLike) -> Array:
 def frechet_distance_to(
     mu1: ArrayLike, sigma1: ArrayLike, root1: Array, mu2: ArrayLike, sigma2: ArrayLike
 ) -> float:
-    """`frechet_distance` where `root1 = covariance_root(sigma1)` is known: one decomposition instead of two."""
+    """`frechet_distance` with `root1 = covariance_root(sigma1)` known: one decomposition instead of two."""
     m1, m2 = _vector("mu1", mu1), _vector("mu2", mu2)
     s1, s2 = _covariance("sigma1", sigma1), _covariance("sigma2", sigma2)
     if not m1.shape == m2.shape == s1.shape[:1] == s2.shape[:1]:
