@@ -6,12 +6,12 @@ value that they have; tags, artifacts and a run's status replace what was there;
 their tags before one is made.
 """
 
-import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from dtr_ray.service.mlflow_client import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -245,22 +245,6 @@ class MlflowStore:
             if 400 <= code < 500 and code not in _PASSING_HTTP:
                 raise RefusedError(str(error)) from error
             raise
-
-
-def connect(tracking_uri: str) -> "MlflowClient":
-    """A client that fails soon rather than retrying for minutes, and that keeps quiet.
-
-    The first one for a SQLite file creates its tables: let the driver do so before anything else opens it.
-    """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-
-    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=tracking_uri)
 
 
 def _batches(entries: Sequence[Entry]) -> list[list[Entry]]:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dtr_ray.service.mlflow_client import sqlite_path
 from dtr_ray.service.mlflow_store import SWEEP_RUN, Entry, MlflowStore, RefusedError, entries_of
 from dtr_ray.service.positions import Positions
 from dtr_ray.service.records import Line, read_lines, tracking_folder
@@ -24,8 +25,9 @@ from dtr_ray.service.records import Line, read_lines, tracking_folder
 log = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S = 1.0
-_READ_BYTES = 1 << 20
+_READ_BYTES = 500_000
 _MAX_ENTRIES = 1000
+_EVENTS = ("start", "artifact", "end")
 _PLAIN = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -57,7 +59,7 @@ class Tracker:
             raise ValueError(f"sweep_id has only letters, digits and ._-, not {sweep_id!r}")
         self._sweep_folder = Path(sweep_folder)
         self._folder = tracking_folder(self._sweep_folder)
-        self._shown_uri = re.sub(r"//[^/@]*@", "//", tracking_uri)
+        self._shown_uri = _without_password(tracking_uri)
         location = artifact_location or default_artifact_location(tracking_uri, experiment)
         self._store = MlflowStore(tracking_uri, experiment, sweep_id, location)
         self._positions = Positions(self._folder / "state.json", f"{tracking_uri} {experiment} {sweep_id}")
@@ -112,7 +114,7 @@ class Tracker:
             more = self._ship()
         except Exception as error:  # The server's, the network's, the disk's: none may reach the sweep.
             if not self._backoff_s:
-                reason = " ".join(str(error).split())[:300]
+                reason = _short(str(error))
                 log.warning(
                     "MLflow at %s takes no records now, they wait on disk: %s", self._shown_uri, reason
                 )
@@ -130,8 +132,12 @@ class Tracker:
         runs: dict[str, list[tuple[str, Path]]] = {}
         for name, path in self._files():
             runs.setdefault(path.parent.name, []).append((name, path))
-        more = [self._ship_run(run_key, files) for run_key, files in runs.items()]
-        return any(more)
+        more = False
+        for run_key, files in runs.items():
+            if self._closing.is_set() and time.monotonic() > self._deadline:
+                return True
+            more |= self._ship_run(run_key, files)
+        return more
 
     def _ship_run(self, run_key: str, files: list[tuple[str, Path]]) -> bool:
         streams: list[list[tuple[str, Line]]] = []
@@ -144,16 +150,16 @@ class Tracker:
                 more |= lines[-1].end - offset >= _READ_BYTES
                 streams.append([(name, line) for line in lines])
         portion = _Portion()
-        for name, line in heapq.merge(*streams, key=lambda item: _time_ms(item[1])):
-            if line.record is not None and line.record["kind"] in ("start", "artifact", "end"):
-                self._send(run_key, portion)
-                self._send_event(run_key, line)
-            portion.offsets[name] = line.end
+        for name, line in heapq.merge(*streams, key=lambda item: _place(item[1])):
             if line.record is None:
                 self._set_aside(run_key, [line.text.decode(errors="replace")], "the line is no record")
-            else:
-                portion.entries += entries_of(line.record)
-            if len(portion.entries) >= _MAX_ENTRIES:
+            elif line.record["kind"] in _EVENTS:
+                self._send(run_key, portion)
+                self._send_event(run_key, line.record)
+            portion.offsets[name] = line.end
+            portion.entries += [] if line.record is None else entries_of(line.record)
+            # An artifact is noted at once, so that what follows it never makes it travel again.
+            if len(portion.entries) >= _MAX_ENTRIES or not portion.entries:
                 self._send(run_key, portion)
         self._send(run_key, portion)
         return more
@@ -169,10 +175,8 @@ class Tracker:
             self._store.settled(run_key)
         portion.entries, portion.offsets = [], {}
 
-    def _send_event(self, run_key: str, line: Line) -> None:
+    def _send_event(self, run_key: str, record: dict[str, Any]) -> None:
         """Starts or ends the run, or sends an artifact."""
-        record = line.record
-        assert record is not None
         try:
             match record["kind"]:
                 case "start":
@@ -187,12 +191,13 @@ class Tracker:
 
     def _set_aside(self, run_key: str, refused: list[Any], reason: str) -> None:
         """Keeps what MLflow will never take, so that it does not hold up what comes after it."""
-        path = self._folder / "rejected.jsonl"
+        path, reason = self._folder / "rejected.jsonl", _without_password(reason)
         with path.open("a", encoding="utf-8") as file:
             for item in refused:
                 file.write(json.dumps({"run": run_key, "refused": item, "reason": reason}) + "\n")
-        shown = " ".join(reason.split())[:300]
-        log.warning("MLflow refused %d records of run %s, kept in %s: %s", len(refused), run_key, path, shown)
+        log.warning(
+            "MLflow refused %d records of run %s, kept in %s: %s", len(refused), run_key, path, _short(reason)
+        )
 
 
 @dataclass
@@ -225,10 +230,8 @@ def default_tracking_uri(output_dir: Path) -> str:
 
 def default_artifact_location(tracking_uri: str, experiment: str) -> str | None:
     """Beside a SQLite file, in `mlartifacts`; None for a server, which decides itself."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    folder = Path(tracking_uri.removeprefix("sqlite:///")).resolve().parent
-    return (folder / "mlartifacts" / experiment).as_uri()
+    path = sqlite_path(tracking_uri)
+    return None if path is None else (path.resolve().parent / "mlartifacts" / experiment).as_uri()
 
 
 def ui_command(tracking_uri: str) -> str:
@@ -238,8 +241,19 @@ def ui_command(tracking_uri: str) -> str:
     return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
 
 
-def _time_ms(line: Line) -> int:
-    return 0 if line.record is None else int(line.record["time_ms"])
+def _place(line: Line) -> int:
+    """Time of a line; a file's first line goes first if it starts the run: nodes' clocks differ."""
+    if line.record is None or (line.record["kind"] == "start" and line.end == len(line.text)):
+        return 0
+    return int(line.record["time_ms"])
+
+
+def _short(text: str) -> str:
+    return " ".join(_without_password(text).split())[:300]
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _sync(path: Path) -> None:
