@@ -1,15 +1,21 @@
 """Group: the data-parallel workers of one trial, or a single process that needs no torch.distributed."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
 class Group:
-    """Workers that train one model together; `Group()` is one process alone."""
+    """Workers that train one model together; `Group()` is one process alone.
+
+    All methods that communicate are to be called by all workers, in the same order.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -27,8 +33,14 @@ class Group:
         return self.rank == 0
 
     def slice(self, batch: Tensor) -> Tensor:
-        """This worker's share of a whole batch (B, ...): a contiguous part of B / world_size rows."""
-        size = len(batch) // self.world_size
+        """This worker's share of a whole batch (B, ...): a contiguous part of B / world_size rows.
+
+        Raises:
+            ValueError: B is not a multiple of the number of workers.
+        """
+        size, rest = divmod(len(batch), self.world_size)
+        if rest:
+            raise ValueError(f"a batch of {len(batch)} cannot be shared evenly by {self.world_size} workers")
         return batch[self.rank * size : (self.rank + 1) * size]
 
     def mean_(self, tensor: Tensor) -> Tensor:
@@ -46,8 +58,12 @@ class Group:
         dist.all_reduce(seen)
         return seen.item() > 0
 
+    def wait(self, device: torch.device) -> None:
+        """Waits until all workers are here."""
+        self.any(False, device)
+
     def gather_interleaved(self, rows: Tensor, total: int) -> Tensor:
-        """All workers' rows (n, ...) in the order 0, 1, ..., total - 1, where worker r holds rows r::world_size."""
+        """All workers' rows (n, ...) in the order 0 to total - 1; worker r holds rows r::world_size."""
         if self.world_size == 1:
             return rows
         longest = -(-total // self.world_size)
@@ -57,8 +73,8 @@ class Group:
         dist.all_gather(parts, padded.contiguous())
         return torch.stack(parts, dim=1).flatten(0, 1)[:total]
 
-    def from_main(self, value: object) -> object:
-        """The main worker's (picklable) value, on every worker."""
+    def from_main(self, value: Value) -> Value:
+        """The main worker's (picklable) value, on every worker; the others' own are not looked at."""
         if self.world_size == 1:
             return value
         box = [value]

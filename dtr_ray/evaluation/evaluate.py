@@ -31,7 +31,7 @@ class Evaluation:
     """What one evaluation found."""
 
     metrics: dict[str, float]
-    """The distance under its own name, and `eval_seconds`."""
+    """The distance under its own name, NaN where a sample is not finite, and `eval_seconds`."""
     grid: Tensor
     """The first samples, uint8 (n, C, H, W)."""
     columns: int
@@ -66,28 +66,36 @@ class Evaluator:
         self._schedule = noise_schedule(config.diffusion.schedule, config.diffusion.num_timesteps)
 
     def evaluate(self, model: nn.Module, on_batch: Callable[[], None] = lambda: None) -> Evaluation:
-        """Draws `evaluation.num_samples` samples; all workers take part and get the same answer."""
+        """Draws `evaluation.num_samples` samples; all workers take part and get the same answer.
+
+        Args:
+            model: in evaluation mode, on this worker's device.
+            on_batch: called after each of this worker's batches.
+        """
         started = time.perf_counter()
         settings, group = self._config.evaluation, self.group
         mine = torch.arange(group.rank, settings.num_samples, group.world_size)
         shown = min(settings.grid_images, settings.num_samples)
-        features, pictures = [], []
+        features, pictures, finite = [], [], []
         for indices in mine.split(settings.batch_size):
-            images = self.draw(model, indices)
+            x = self.draw(model, indices)
+            finite.append(x.isfinite().all())
+            images = self._data.to_pixels(x)
             features.append(self._extractor(images))
             pictures.append(images[indices < shown])
             on_batch()
+        diverged = group.any(not torch.stack(finite).all(), self._device)
         everything = group.gather_interleaved(torch.cat(features), settings.num_samples)
-        grid = group.gather_interleaved(torch.cat(pictures), shown)
-        mu, sigma = statistics(everything.cpu())
-        metrics = {settings.metric: self._reference.frechet_distance(mu, sigma)}
-        metrics["eval_seconds"] = time.perf_counter() - started
-        return Evaluation(metrics, grid.cpu(), grid_columns(shown, self._config.data.classes))
+        grid = group.gather_interleaved(torch.cat(pictures), shown).cpu()
+        # Pixels are whole numbers even where samples are not finite, so their distance would look like one.
+        distance = math.nan if diverged or not group.is_main else self._distance(everything)
+        metrics = group.from_main({settings.metric: distance, "eval_seconds": time.perf_counter() - started})
+        return Evaluation(metrics, grid, grid_columns(shown, self._config.data.classes))
 
     def draw(self, model: nn.Module, indices: Tensor) -> Tensor:
-        """The samples of the given indices, uint8 pixels (B, C, H, W)."""
+        """The samples of the given numbers, float32 (B, C, H, W): what the data's `to_pixels` takes."""
         config = self._config
-        x = draw(
+        return draw(
             model,
             self._schedule,
             config.sampling,
@@ -98,7 +106,9 @@ class Evaluator:
             device=self._device,
             bf16=config.training.precision == "bf16",
         )
-        return self._data.to_pixels(x)
+
+    def _distance(self, features: Tensor) -> float:
+        return self._reference.frechet_distance(*statistics(features.cpu()))
 
 
 def grid_columns(num_images: int, num_classes: int) -> int:
@@ -107,7 +117,14 @@ def grid_columns(num_images: int, num_classes: int) -> int:
 
 
 def save_grid(images: Tensor, path: Path, columns: int, scale: int | None = None) -> None:
-    """Writes uint8 images (n, C, H, W) as one PNG with `columns` a row; small images are enlarged."""
+    """Writes images as one PNG, row by row, with a line of one pixel between them.
+
+    Args:
+        images: uint8 (n, C, H, W), C 1 or 3.
+        path: of the PNG.
+        columns: images a row.
+        scale: whole factor to enlarge by; default: images narrower than 64 pixels come close to that.
+    """
     count, channels, height, width = images.shape
     rows = math.ceil(count / columns)
     canvas = torch.zeros(channels, rows * (height + 1) + 1, columns * (width + 1) + 1, dtype=torch.uint8)

@@ -14,7 +14,10 @@ class Report:
     """Training step after which the evaluation was made."""
     metrics: dict[str, float]
     checkpoint: str
-    """Checkpoint's folder, relative to the trial's; empty for an untrained model (step 0)."""
+    """Checkpoint's folder, relative to the trial's; empty for an untrained model (step 0).
+
+    It exists when the report is yielded; later, that of the best report and the newest one are kept.
+    """
     grid: str
     """Sample grid (PNG), relative to the trial's folder."""
 
@@ -34,11 +37,21 @@ class ReportFile:
         return [Report(**json.loads(line)) for line in whole.splitlines()]
 
     def append(self, report: Report) -> None:
-        """Adds a report and waits until the disk has it."""
-        known = self.read()
+        """Adds a report after those of earlier steps, and waits until the disk has it.
+
+        Reports of the same and later steps go: they are of a run whose checkpoint was lost.
+        """
+        kept = [known for known in self.read() if known.step < report.step]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(".tmp")
         with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(r)) + "\n" for r in [*known, report])
+            file.writelines(json.dumps(asdict(r)) + "\n" for r in [*kept, report])
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
+
+
+def best_report(reports: list[Report], metric: str) -> Report | None:
+    """The trained model's report with the lowest value of `metric`, the first of equals; None without any."""
+    trained = [report for report in reports if report.step > 0 and metric in report.metrics]
+    return min(trained, key=lambda report: report.metrics[metric], default=None)

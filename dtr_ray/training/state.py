@@ -1,11 +1,15 @@
 """TrainingState: all that changes while a model trains, and its checkpoints.
 
 A checkpoint is a folder: `model.safetensors` and `ema.safetensors` (weights), `training.pt` (optimizer,
-balancer and counters; read with `weights_only=True`), `trial.json` (the resolved configuration). No random
-state is stored, since every draw is keyed by (seed, stream, step).
+balancer and counters; read with `weights_only=True`), `trial.json` (the resolved configuration), and
+`manifest.json` (SHA-256 of the others). No random state is stored, since every draw is keyed by (seed,
+stream, step).
 """
 
 import copy
+import hashlib
+import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -24,10 +28,13 @@ MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
 TRAINING_FILE = "training.pt"
 CONFIG_FILE = "trial.json"
+MANIFEST_FILE = "manifest.json"
+
+_log = logging.getLogger(__name__)
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss is no longer a finite number; the trial has failed."""
+    """The loss, the weights or the samples are no longer finite numbers; the trial has failed."""
 
 
 @dataclass
@@ -38,11 +45,13 @@ class TrainingState:
     ema: nn.Module
     optimizer: torch.optim.Optimizer
     balancer: Balancer | None
+    device: torch.device
     step: int = 0
     """Training steps done."""
-    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
-    """Sum of the steps' losses since the last record, on the device: reading it would make the device wait."""
-    loss_count: int = 0
+    pending: list[Tensor] = field(default_factory=list)
+    """This worker's losses of the last steps, still on the device: to read them is to wait for it."""
+    losses: list[float] = field(default_factory=list)
+    """Losses of the whole batches since the last record, `pending` apart."""
     train_seconds: float = 0.0
 
     @classmethod
@@ -61,45 +70,65 @@ class TrainingState:
             groups.append({"params": list(balancer.parameters()), "weight_decay": 0.0, "lr": lr})
         # Fused AdamW is 2.6 times quicker than the default on a CPU, and quicker still on a GPU.
         optimizer = torch.optim.AdamW(groups, lr=config.training.lr, fused=True)
-        return cls(model, ema, optimizer, balancer, loss_sum=torch.zeros((), device=device))
+        return cls(model, ema, optimizer, balancer, device)
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
         """Moves the average towards the model: ema = decay * ema + (1 - decay) * model."""
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1.0 - decay)
 
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether all weights are finite numbers, the average's included; waits for the device."""
+        weights = [*self.model.parameters(), *self.ema.parameters()]
+        return bool(torch.stack([weight.isfinite().all() for weight in weights]).all())
+
     def save(self, folder: Path, config: TrialConfig) -> None:
         """Writes a checkpoint that is either whole or absent, even when the machine stops in between."""
-        temporary = folder.with_name(f".{folder.name}.part")
+        temporary = _hidden(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(_contiguous(self.model), temporary / MODEL_FILE)
         save_file(_contiguous(self.ema), temporary / EMA_FILE)
-        counters = {"step": self.step, "loss_count": self.loss_count, "train_seconds": self.train_seconds}
         training = {
             "optimizer": self.optimizer.state_dict(),
             "balancer": None if self.balancer is None else self.balancer.state_dict(),
-            "loss_sum": self.loss_sum,
-            **counters,
+            "step": self.step,
+            "losses": self.losses,
+            "train_seconds": self.train_seconds,
         }
         torch.save(training, temporary / TRAINING_FILE)
         config.save(temporary / CONFIG_FILE)
-        for file in temporary.iterdir():
-            _sync(file)
+        sums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+        (temporary / MANIFEST_FILE).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        # There is one only where it was found damaged: training goes on from before it.
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
         _sync(folder.parent)
 
-    def load(self, folder: Path, device: torch.device) -> None:
-        """Takes over what `save` wrote."""
-        self.model.load_state_dict(load_file(folder / MODEL_FILE, device=str(device)))
-        self.ema.load_state_dict(load_file(folder / EMA_FILE, device=str(device)))
-        training = torch.load(folder / TRAINING_FILE, map_location=device, weights_only=True)
+    def load(self, folder: Path, config: TrialConfig) -> None:
+        """Takes over what `save` wrote; learning rates and weight decay stay those of `config`.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or is one of another model or balancer.
+        """
+        damage = find_damage(folder)
+        if damage is not None:
+            raise ValueError(f"the checkpoint {folder} is missing or damaged: {damage}")
+        _check_same_model(folder, config)
+        device = str(self.device)
+        self.model.load_state_dict(load_file(folder / MODEL_FILE, device=device))
+        self.ema.load_state_dict(load_file(folder / EMA_FILE, device=device))
+        training = torch.load(folder / TRAINING_FILE, map_location=self.device, weights_only=True)
+        settings = [{key: g[key] for key in ("lr", "weight_decay")} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(training["optimizer"])
+        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(setting)
         if self.balancer is not None:
             self.balancer.load_state_dict(training["balancer"])
-        self.loss_sum = training["loss_sum"]
-        self.loss_count = training["loss_count"]
+        self.losses = training["losses"]
         self.step = training["step"]
         self.train_seconds = training["train_seconds"]
 
@@ -110,21 +139,67 @@ def checkpoint_folder(trial_folder: Path, step: int) -> Path:
 
 
 def latest_checkpoint(trial_folder: Path) -> Path | None:
-    """The newest whole checkpoint of a trial, or None."""
-    found = sorted((trial_folder / "checkpoints").glob("[0-9]*"))
-    return found[-1] if found else None
+    """The newest whole checkpoint of a trial, or None; damaged ones are passed over with a warning."""
+    for folder in reversed(_checkpoints(trial_folder)):
+        damage = find_damage(folder)
+        if damage is None:
+            return folder
+        _log.warning("the checkpoint %s is damaged (%s): going back to the one before it", folder, damage)
+    return None
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where all are as they were written."""
+    try:
+        sums = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
+        wrong = [name for name, expected in sums.items() if _sha256(checkpoint / name) != expected]
+    except (OSError, ValueError) as error:
+        return str(error)
+    return f"{wrong[0]} is not as it was written" if wrong else None
 
 
 def prune_checkpoints(trial_folder: Path, keep: set[int]) -> None:
-    """Removes all checkpoints but the newest and those of the steps in `keep`."""
-    found = sorted((trial_folder / "checkpoints").glob("[0-9]*"))
-    for folder in found[:-1]:
+    """Removes all checkpoints but those of the steps in `keep`, and what a crash left half written."""
+    for leftover in (trial_folder / "checkpoints").glob(".*.part"):
+        shutil.rmtree(leftover)
+    for folder in _checkpoints(trial_folder):
         if int(folder.name) not in keep:
-            shutil.rmtree(folder)
+            # First out of sight: a crash must not leave half a checkpoint.
+            shutil.rmtree(folder.rename(_hidden(folder)))
+
+
+def _checkpoints(trial_folder: Path) -> list[Path]:
+    """Oldest first."""
+    found = (trial_folder / "checkpoints").glob("[0-9]*")
+    return sorted(found, key=lambda folder: int(folder.name))
+
+
+def _hidden(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.part")
+
+
+def _check_same_model(checkpoint: Path, config: TrialConfig) -> None:
+    theirs = TrialConfig.load(checkpoint / CONFIG_FILE)
+    pairs = {
+        "model": (theirs.resolved_model, config.resolved_model),
+        "routing": (theirs.routing, config.routing),
+        "diffusion": (theirs.diffusion, config.diffusion),
+        "weighting": (theirs.weighting, config.weighting),
+    }
+    for section, (before, now) in pairs.items():
+        if before != now:
+            raise ValueError(
+                f"the checkpoint {checkpoint} was trained with {section} {before}, and this trial has {now}"
+            )
 
 
 def _contiguous(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().contiguous() for name, value in module.state_dict().items()}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
