@@ -9,7 +9,7 @@ Path = tuple[str | int, ...]
 
 
 class ConfigError(ValueError):
-    """The user's configuration is wrong; the message names file, line, key, value and rule, one line a problem."""
+    """The user's configuration is wrong; one line a problem names file, line, key, value and rule."""
 
 
 class ConfigWarning(UserWarning):
@@ -46,7 +46,13 @@ def broken(key: str, rule: str, *also: str) -> RuleError:
 
 def dotted(path: Path) -> str:
     """A path as it is written: `search.starting_points[2].routing.alpha`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part[:80] or repr('')}" for part in path]
+    return "".join(parts).removeprefix(".")
+
+
+def one_line(text: str) -> str:
+    """A message without line breaks and other characters that a terminal would act on."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def near_miss(word: object, known: Iterable[str]) -> str | None:
@@ -61,8 +67,9 @@ def suggestion(word: object, known: Iterable[str]) -> str:
     """`did you mean X?` where there is a near miss, else the names to choose from."""
     names = list(known)
     guess = near_miss(word, names)
-    if guess is not None:
-        return f"did you mean {guess}?"
+    guesses = [guess] if guess else [name for name in names if name.endswith(f".{word}")][:3]
+    if guesses:
+        return f"did you mean {' or '.join(guesses)}?"
     return "known: " + ", ".join(names) if len(names) <= 20 else f"no such name among the {len(names)} known"
 
 

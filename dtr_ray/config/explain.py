@@ -28,10 +28,11 @@ _TYPES = {
 _BOOLEANS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
-def problems(error: ValidationError, model: type[Config], values: object) -> list[Problem]:
-    """All problems of an invalid `model`, without repeats; `values` is what was validated."""
+def problems(error: ValidationError, model: type[Config]) -> list[Problem]:
+    """All problems of an invalid `model`, one for each place."""
     found: dict[Path, list[Problem]] = {}
     wrong_keys: set[Path] = set()
+    plain: Path | None = None
     for detail in error.errors(include_url=False):
         place = locate(model, detail["loc"])
         cause = detail.get("ctx", {}).get("error")
@@ -40,9 +41,15 @@ def problems(error: ValidationError, model: type[Config], values: object) -> lis
         if isinstance(cause, RuleError):
             for problem in cause.problems:
                 found.setdefault(place.path + problem.path, []).append(problem.below(place.path))
-        # The members of a union of plain types complain one by one about the same value.
-        elif place.path not in found:
-            found[place.path] = [Problem(place.path, _rule(dict(detail), place, model, values))]
+            continue
+        path = place.path
+        if detail["type"] == "union_tag_invalid":
+            path += (discriminator(list(variants(place.annotation).values())),)
+        # The members of a union of plain types complain one by one about the same value: the first is enough,
+        # unless one has the right type and another complaint.
+        if path not in found or (path == plain and detail["type"] not in _TYPES):
+            found[path] = [Problem(path, _rule(dict(detail), place, model))]
+            plain = path if detail["loc"][-1:] == ("bool",) else None
     return [
         problem
         for path, listed in found.items()
@@ -51,10 +58,10 @@ def problems(error: ValidationError, model: type[Config], values: object) -> lis
     ]
 
 
-def _rule(detail: dict[str, Any], place: Place, model: type[Config], values: object) -> str:
+def _rule(detail: dict[str, Any], place: Place, model: type[Config]) -> str:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown_key(place, model, values)
+        return _unknown_key(place, model)
     if kind == "missing":
         return "is missing: it has no default"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -66,18 +73,17 @@ def _rule(detail: dict[str, Any], place: Place, model: type[Config], values: obj
         word, limit = _LIMITS[kind]
         return f"must be {word} {shown(context[limit])}, got {shown(value)}"
     if kind == "string_pattern_mismatch":
-        return f"must be of letters, digits, '.', '_' and '-', beginning with a letter or digit; got {shown(value)}"
+        return f"must be letters, digits, '.', '_' and '-', beginning with the first two; got {shown(value)}"
     if kind == "too_short":
         return "is empty: it needs at least one entry"
     if kind == "string_too_short":
         return "is an empty text: leave the key out instead"
     if kind == "too_long":
         return f"has {context['actual_length']} entries; at most {context['max_length']} are allowed"
-    plain = place.annotation is not None and not literals(place.annotation) and len(detail["loc"]) > len(place.path)
-    if kind in _TYPES and not (plain and detail["loc"][-1] in ("bool", "int", "float", "str")):
-        return _wrong_type(_TYPES[kind], value)
     if kind in _TYPES:
-        return _wrong_type("a single number, text, true or false", value)
+        # The first member of a union of plain types, `bool | int | float | str`.
+        plain = detail["loc"][-1:] == ("bool",)
+        return _wrong_type("a number, text, true or false" if plain else _TYPES[kind], value)
     # Validators of ours have plain words already; pydantic's rarer ones nearly.
     return str(context.get("error") or detail["msg"]).replace("Input should be", "must be")
 
@@ -90,8 +96,9 @@ def _guess(value: object, names: list[str]) -> str:
 def _wrong_type(expected: str, value: object) -> str:
     if value is None:
         return f"expected {expected}, got nothing"
-    kinds = {bool: "", int: "the number ", float: "the number ", str: "the text ", list: "the list ", dict: ""}
-    return f"expected {expected}, got {kinds.get(type(value), '')}{shown(value)}{_hint(expected, value)}"
+    kinds = {int: "the number ", float: "the number ", str: "the text ", list: "the list "}
+    text = str(value) if isinstance(value, float) else shown(value)
+    return f"expected {expected}, got {kinds.get(type(value), '')}{text}{_hint(expected, value)}"
 
 
 def _hint(expected: str, value: object) -> str:
@@ -114,23 +121,21 @@ def _wrong_tag(annotation: Any, value: object) -> str:
     tag = value.get(key) if isinstance(value, dict) else None
     if tag is None:
         return f"has no {key}: one of {', '.join(options)}"
-    return f"{key} {shown(tag)} is not one of {', '.join(options)}{_guess(tag, list(options))}"
+    return f"{shown(tag)} is not one of {', '.join(options)}{_guess(tag, list(options))}"
 
 
-def _unknown_key(place: Place, model: type[Config], values: object) -> str:
+def _unknown_key(place: Place, model: type[Config]) -> str:
     word = place.path[-1]
     others = [tag for tag, variant in place.options.items() if word in variant.model_fields]
     if others:
         key = discriminator(list(place.options.values()))
         return f"does not exist under {key}: {place.tag}, only under {' and '.join(others)}"
-    guess = near_miss(word, place.siblings)
-    if guess is not None:
-        return f"unknown key; did you mean {guess}?"
     if word == "<<":
         return "merge keys (<<) are not supported: write the values out"
+    guess = near_miss(word, place.siblings)
     parts = f".{dotted(place.path[-1:])}"
     places = [name for name in dotted_names(model) if name.endswith(parts) or f"{parts}." in name]
     if places:
-        sections = dict.fromkeys(name[: name.index(parts) + len(parts)] for name in places)
-        return f"unknown key here; did you mean {' or '.join(list(sections)[:3])}?"
+        elsewhere = dict.fromkeys(name[: f"{name}.".index(f"{parts}.") + len(parts)] for name in places)
+        return f"unknown key here; did you mean {' or '.join([*([guess] if guess else []), *elsewhere][:3])}?"
     return f"unknown key; {suggestion(word, place.siblings)}"

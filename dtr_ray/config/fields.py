@@ -1,4 +1,4 @@
-"""The keys that a configuration class knows, read off its annotations: for messages, `--set` and the schema."""
+"""The keys that a configuration class knows, read off its annotations: for messages and `--set`."""
 
 import types
 from functools import cache
@@ -9,7 +9,7 @@ from dtr_ray.config.errors import Path
 
 
 def variants(annotation: Any) -> dict[str, type[Config]]:
-    """The sections that an annotation allows: `{"": Section}`, or one for each `name` (`type`) of a choice; else {}."""
+    """The sections that an annotation allows: `{"": Section}`, or one for each `name` (`type`); else {}."""
     annotation = unwrapped(annotation)
     members = [annotation] if isinstance(annotation, type) else [unwrapped(a) for a in get_args(annotation)]
     models = [m for m in members if isinstance(m, type) and issubclass(m, Config)]
@@ -52,7 +52,8 @@ def dotted_names(model: type[Config]) -> tuple[str, ...]:
         if below is None:
             names[key] = None
         else:
-            names.update({f"{key}.{name}": None for variant in below.values() for name in dotted_names(variant)})
+            for variant in below.values():
+                names.update({f"{key}.{name}": None for name in dotted_names(variant)})
     return tuple(names)
 
 
@@ -74,7 +75,7 @@ class Place(NamedTuple):
 
 
 def locate(model: type[Config], loc: tuple[str | int, ...]) -> Place:
-    """The place of pydantic's location, which holds the tag of a chosen section and the members of a union too."""
+    """The place of pydantic's location, which holds the tags of sections and the members of unions too."""
     annotation: Any = model
     path: list[str | int] = []
     holder: dict[str, type[Config]] = {}

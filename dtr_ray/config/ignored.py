@@ -1,0 +1,76 @@
+"""Settings that have no effect: allowed, and told."""
+
+from collections.abc import Iterator
+
+from dtr_ray.config.errors import shown
+from dtr_ray.config.space import Choice, target
+from dtr_ray.config.sweep import SweepConfig
+from dtr_ray.config.trial import TrialConfig
+
+
+def trial_warnings(trial: TrialConfig) -> list[str]:
+    """One sentence for each setting of a trial that has no effect."""
+    return [f"{key} {reason}" for key, reason in _ignored_in_trial(trial)]
+
+
+def config_warnings(sweep: SweepConfig) -> list[str]:
+    """One sentence for each setting of a sweep, its trial included, that has no effect."""
+    in_trial = [(f"trial.{key}", reason) for key, reason in _ignored_in_trial(sweep.trial)]
+    return [f"{key} {reason}" for key, reason in (*in_trial, *_ignored_in_search(sweep), *_replaced(sweep))]
+
+
+def _ignored_in_trial(trial: TrialConfig) -> Iterator[tuple[str, str]]:
+    data, model, evaluation = trial.data, trial.model, trial.evaluation
+    if evaluation.feature_weights is not None and evaluation.features != "inception":
+        yield "evaluation.feature_weights", f"is ignored: {evaluation.features} brings its own weights"
+    if data.vae is None and _set(data, "latent_scale"):
+        yield "data.latent_scale", "is ignored: without data.vae the model sees pixels"
+    if trial.training.ema_warmup and trial.training.ema_decay == 0:
+        yield "training.ema_warmup", "is ignored: training.ema_decay is 0"
+    if data.classes == 1 and _set(model, "class_dropout_prob"):
+        yield "model.class_dropout_prob", "is ignored: the data is unconditional"
+    if trial.resolved_model.learn_sigma != model.learn_sigma and "learn_sigma" in model.model_fields_set:
+        yield "model.learn_sigma", f"is ignored: diffusion.variance {trial.diffusion.variance} decides it"
+
+
+def _ignored_in_search(sweep: SweepConfig) -> Iterator[tuple[str, str]]:
+    search, stopping, resources = sweep.search, sweep.early_stopping, sweep.resources
+    if search.sampler == "random" and _set(search, "num_startup_trials"):
+        yield "search.num_startup_trials", "is ignored: sampler random has no model to start"
+    if search.sampler == "tpe" and search.num_startup_trials >= search.num_trials:
+        yield "search.sampler", f"tpe is never used: the {search.num_trials} trials are all startup trials"
+    if len(search.starting_points) > search.num_trials:
+        given = len(search.starting_points)
+        yield "search.starting_points", f"are {given}, but only {search.num_trials} trials are run"
+    if resources.gpus_per_worker % 1 and resources.max_concurrent == 1:
+        yield "resources.gpus_per_worker", "shares a GPU, but max_concurrent is 1: nothing shares it"
+    if stopping.name != "none":
+        training, every = sweep.trial.training, sweep.trial.evaluation.every_steps
+        if stopping.grace_steps >= training.num_steps:
+            yield "early_stopping", f"is ignored: grace_steps {stopping.grace_steps} is a trial's last step"
+        elif stopping.grace_steps % every:
+            step = (stopping.grace_steps // every + 1) * every
+            reason = f"{stopping.grace_steps} takes effect at the next evaluation, step {step}"
+            yield "early_stopping.grace_steps", reason
+
+
+def _replaced(sweep: SweepConfig) -> Iterator[tuple[str, str]]:
+    """Values of a section that no trial keeps, since its searched `name` is always another."""
+    for key, parameter in sweep.space.items():
+        section, _, last = target(key).rpartition(".")
+        if last != "name" or not isinstance(parameter, Choice) or parameter.when:
+            continue
+        base = getattr(sweep.trial, section)
+        own = [field for field in type(base).model_fields if field != "name" and _set(base, field)]
+        others = [value for value in parameter.values if value != base.name]
+        if own and others and (base.name not in parameter.values or section in ("data", "model")):
+            names = ", ".join(f"{section}.{field}" for field in own)
+            reason = f"loses {names} where {target(key)} is {shown(others)}: a new name starts afresh"
+            yield f"trial.{section}", reason
+
+
+def _set(section: object, field: str) -> bool:
+    """Whether a field differs from its default."""
+    value: object = getattr(section, field)
+    default: object = type(section).model_fields[field].default  # type: ignore[attr-defined]
+    return value != default
