@@ -7,8 +7,11 @@ import argparse
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
+
+from dtr_ray.config.errors import ConfigWarning
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,22 +22,34 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
-def run_command(command: Callable[[], int], resume: str | None = None) -> int:
+def run_command(command: Callable[[], int], resume: str | Callable[[], str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
     A ValueError is the user's to mend and is shown without a traceback. An interrupt (Ctrl-C, or SIGTERM)
-    is answered with `resume`, the command that goes on.
+    is answered with `resume`, the command that goes on (or what tells it, if that is known only later).
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     signal.signal(signal.SIGTERM, _interrupt)
+    warnings.simplefilter("always", ConfigWarning)
+    warnings.formatwarning = _one_line
     try:
         return command()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\ninterrupted; everything is kept. To go on:\n  {resume}" if resume else "\ninterrupted", file=sys.stderr)
+        resume = resume() if callable(resume) else resume
+        hint = f"; everything is kept. To go on:\n  {resume}" if resume else ""
+        print(f"\ninterrupted{hint}", file=sys.stderr)
         return 130
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as the user is to see it: where in the code it came from matters for others' alone."""
+    place = "" if issubclass(category, ConfigWarning) else f"{filename}:{lineno}: {category.__name__}: "
+    return f"warning: {place}{message}\n"
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -250,7 +250,8 @@ class _Builder:
             key = self._scalar(key_node, path) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
                 plain = isinstance(key_node, yaml.ScalarNode)
-                given = f"{str(key_node.value)[:80] or 'nothing'}: put it in quotes" if plain else "a list or section"
+                text = str(key_node.value)[:80] or "nothing"
+                given = f"{text}: put it in quotes" if plain else "a list or section"
                 self.note(line, path, f"a key must be text, got {given}")
             elif key in seen:
                 self.note(line, (*path, key), f"the key is there twice; the first is at line {seen[key]}")

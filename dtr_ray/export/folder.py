@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from dtr_ray.config import TrialConfig
+from dtr_ray.config import Config, TrialConfig
 from dtr_ray.evaluation.evaluate import grid_columns, save_grid
 from dtr_ray.export.trained import TrainedModel, build_pipeline, open_model
 from dtr_ray.training.state import CONFIG_FILE
@@ -20,7 +20,7 @@ pipeline_tag: {task}
 ---
 # {name}
 
-A diffusion transformer with task routing (DTR), trained for {num_steps:,} steps of {batch_size} images on {data}.
+A diffusion transformer with task routing (DTR), trained in batches of {batch_size} on {data}.
 
 - {facts}
 
@@ -35,12 +35,12 @@ pipeline = DiffusionPipeline.from_pretrained("PATH OF THIS FOLDER", trust_remote
 images = pipeline({call}).images
 ```
 
-`trust_remote_code=True` lets diffusers run `pipeline.py`, which imports the pipeline from `dtr_ray`: diffusers
-has no model with routing of its own, and loads no other code without being told. Without it:
+`trust_remote_code=True` lets diffusers run `pipeline.py`, which imports the pipeline from `dtr_ray`:
+diffusers has no model with routing of its own, and runs no other code without being told. Without it:
 `from dtr_ray.export.pipeline import DTRPipeline`, then `DTRPipeline.from_pretrained(...)`.
 
-`transformer/` holds the averaged (EMA) weights under the key names of the official DiT checkpoints, `trial.json` the
-whole training configuration.
+`transformer/` holds the averaged (EMA) weights under the key names of the official DiT checkpoints,
+`trial.json` the whole training configuration.
 """
 
 
@@ -96,18 +96,21 @@ def _model_card(trained: TrainedModel, name: str, facts: Mapping[str, str | floa
     return _README.format(
         task="unconditional-image-generation",
         name=name,
-        num_steps=config.training.num_steps,
         batch_size=config.training.batch_size,
         data=_data_in_words(config),
-        facts="\n- ".join(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}" for key, value in lines.items()),
+        facts="\n- ".join(f"{key}: {_short(value)}" for key, value in lines.items()),
         grid=GRID_FILE,
         call="class_labels=[0, 1, 2]" if classes > 2 else "num_images=4",
     )
 
 
-def _in_words(section: object) -> str:
-    values = dict(vars(section))
-    name = values.pop("name")
+def _short(value: str | float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _in_words(section: Config) -> str:
+    values = section.to_dict()
+    name = str(values.pop("name"))
     return name + (" (" + ", ".join(f"{k} {v:g}" for k, v in values.items()) + ")" if values else "")
 
 

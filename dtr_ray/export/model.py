@@ -1,6 +1,6 @@
 """DTRTransformer: the model as a diffusers component."""
 
-from typing import Any
+from typing import Any, Self
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -20,11 +20,13 @@ class DTRTransformer(DiT, ModelMixin, ConfigMixin):
         super().__init__(**model_arguments(model, routing, num_timesteps))
 
     @classmethod
-    def from_trial(cls, trial: TrialConfig) -> "DTRTransformer":
+    def from_trial(cls, trial: TrialConfig) -> Self:
         """The model of a trial, with new weights."""
         sizes = trial.resolved_model.to_dict()
-        return cls(sizes, trial.routing.to_dict(), trial.diffusion.num_timesteps)
+        # The decorator that keeps the arguments hides their types.
+        model: Self = cls(sizes, trial.routing.to_dict(), trial.diffusion.num_timesteps)
+        return model
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """As `DiT.forward`; takes x of any float type, whatever that of the weights is."""
-        return super().forward(x.to(self.dtype), t, y)
+        return super().forward(x.to(next(self.parameters()).dtype), t, y)

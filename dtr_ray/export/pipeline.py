@@ -6,6 +6,7 @@ does `DTRPipeline.from_pretrained(folder)`, which runs nothing from the folder.
 """
 
 import json
+import math
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from dtr_ray.diffusion.noise import noise_schedule
 from dtr_ray.evaluation.evaluate import sample_labels
 from dtr_ray.export.model import DTRTransformer
 
-SCHEDULERS: dict[str, Any] = {
+SCHEDULERS: dict[Literal["ddpm", "ddim", "dpm_solver++"], Any] = {
     "ddpm": DDPMScheduler,
     "ddim": DDIMScheduler,
     "dpm_solver++": DPMSolverMultistepScheduler,
@@ -63,7 +64,7 @@ class DTRPipeline(DiffusionPipeline):
 
         Args:
             transformer: the model.
-            scheduler: one of `SCHEDULERS`, which stands for the sampler, with the noise schedule in its config.
+            scheduler: one of `SCHEDULERS`: stands for the sampler; its config names the noise schedule.
             vae: decodes the samples, where the model draws latents.
             num_inference_steps: steps of the sampler.
             guidance_scale: classifier-free guidance; 1 is none.
@@ -99,7 +100,7 @@ class DTRPipeline(DiffusionPipeline):
         batch_size: int = _BATCH_IMAGES,
         output_type: Literal["pil", "np", "pt"] = "pil",
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple[Any]:
+    ) -> Any:
         """Draws images; with nothing but `num_images`, the first ones that the evaluation drew.
 
         Args:
@@ -117,6 +118,11 @@ class DTRPipeline(DiffusionPipeline):
         Raises:
             ValueError: labels out of range, guidance without classes, or another value out of range.
         """
+        if batch_size < 1 or first_index < 0 or (num_images is not None and num_images < 1):
+            raise ValueError(
+                f"num_images {num_images} and batch_size {batch_size} must be at least 1, "
+                f"and first_index {first_index} at least 0"
+            )
         labels = self._labels(class_labels, num_images, first_index)
         if generator is not None:
             seed = int(torch.randint(2**63 - 1, (1,), generator=generator, device=generator.device))
@@ -166,13 +172,18 @@ class DTRPipeline(DiffusionPipeline):
         if not found:
             names = ", ".join(kind.__name__ for kind in SCHEDULERS.values())
             raise ValueError(f"the scheduler is a {type(self.scheduler).__name__}: it must be one of {names}")
-        values = {
-            "sampler": found[0],
-            "num_steps": self.config.num_inference_steps if num_steps is None else num_steps,
-            "guidance_scale": float(self.config.guidance_scale if guidance_scale is None else guidance_scale),
-            "clip_denoised": self.config.clip_denoised,
-        }
-        return SamplingConfig.from_dict(values)
+        steps = self.config.num_inference_steps if num_steps is None else num_steps
+        if steps < 1:
+            raise ValueError(f"num_inference_steps is {steps}: it must be at least 1")
+        guidance = float(self.config.guidance_scale if guidance_scale is None else guidance_scale)
+        if not 1 <= guidance < math.inf:
+            raise ValueError(f"guidance_scale is {guidance:g}: it must be at least 1, which is none")
+        return SamplingConfig(
+            sampler=found[0],
+            num_steps=steps,
+            guidance_scale=guidance,
+            clip_denoised=self.config.clip_denoised,
+        )
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
         """Writes the folder that `from_pretrained` reads; arguments as those of diffusers."""

@@ -46,14 +46,15 @@ def find_model(path: Path) -> Path:
     best = path / "best.json"
     if best.is_file():
         found = json.loads(best.read_text(encoding="utf-8"))
-        folder = path / found.get("checkpoint", f"checkpoints/{found['step']:08d}")
+        # A sweep's tells the place, a trial's the step.
+        folder = path / str(found.get("checkpoint") or f"checkpoints/{found['step']:08d}")
         if (folder / EMA_FILE).is_file():
             return folder
     newest = latest_checkpoint(path)
     if newest is not None:
         return newest
     what = "holds no trained model" if path.is_dir() else "is not a folder"
-    raise ValueError(f"{path} {what}: give a checkpoint, an exported model, or the folder of a trial or sweep")
+    raise ValueError(f"{path} {what}: give a checkpoint, an export, or the folder of a trial or sweep")
 
 
 def open_model(path: Path, device: torch.device | str = "cpu") -> TrainedModel:
@@ -67,7 +68,7 @@ def open_model(path: Path, device: torch.device | str = "cpu") -> TrainedModel:
         raise ValueError(f"{folder} has no {CONFIG_FILE}, the configuration that its model was trained with")
     config = TrialConfig.load(folder / CONFIG_FILE)
     if (folder / INDEX_FILE).is_file():
-        model = DTRTransformer.from_pretrained(folder / "transformer")
+        model = DTRTransformer.from_pretrained(folder / "transformer", low_cpu_mem_usage=False)
     else:
         model = DTRTransformer.from_trial(config)
         load_weights(model, folder / EMA_FILE)

@@ -40,7 +40,7 @@ def model_arguments(
     routing: RoutingConfig | dict[str, Any] | None = None,
     num_timesteps: int = 1000,
 ) -> dict[str, Any]:
-    """What `build_model` builds the model with, by the names of its parameters; arguments and errors as there."""
+    """What `build_model` builds the model with, by name; arguments and errors as there."""
     model = ModelConfig.from_dict(config) if isinstance(config, dict) else config
     sizes = PRESETS[model.name]._asdict() if model.name in PRESETS else {}
     given = model.model_dump(exclude={"name"}, exclude_none=True)

@@ -3,13 +3,20 @@
 import logging
 import math
 import os
+import signal
+import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.services import find_bootstrap_address
 
 from dtr_ray.config.sweep import ResourcesConfig
+
+_OBJECT_STORE_BYTES = 200_000_000
+_CONNECT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -29,17 +36,42 @@ def connect(*, dashboard: bool) -> None:
 
     Ray Train's clean-up of lost worker groups asks the dashboard's state server, so a cluster for Ray
     Train is started with it; without it such a clean-up never ends and the next trial waits for ever.
+
+    Raises ValueError where the cluster does not answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, **quiet)
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None)
+    if address in (None, "local"):
+        # Trials hand over reports of some hundred bytes: a small store fits any machine's /dev/shm.
+        settings |= {"include_dashboard": dashboard, "object_store_memory": _OBJECT_STORE_BYTES}
     else:
-        ray.init(include_dashboard=dashboard, **quiet)
+        _check_answers(str(address))
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**settings)
+    except ConnectionError as error:
+        raise ValueError(f"the Ray cluster cannot be reached: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray has put its own there, which ends the process without a word.
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _check_answers(address: str) -> None:
+    """Knocks at HOST:PORT; Ray itself would try for minutes, and end the process."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ValueError(
+            f"the Ray cluster at {address} does not answer ({error}): set RAY_ADDRESS to one that is up, or unset "
+            "it and type `ray stop` to start one here"
+        ) from error
 
 
 def nodes() -> list[Node]:
@@ -95,6 +127,11 @@ def describe_nodes(machines: Sequence[Node]) -> str:
 
 
 def _workers_on(machine: Node, need_cpus: float, need_gpus: float) -> int:
-    # A small slack, since fractions of a GPU do not add up exactly in binary.
-    by_gpu = math.floor(machine.gpus / need_gpus + 1e-9) if need_gpus else math.inf
+    by_gpu = math.inf
+    if need_gpus >= 1:
+        by_gpu = machine.gpus // need_gpus
+    elif need_gpus:
+        # A share is of one GPU, and what is left of one does not add to the next's. A small slack, since
+        # fractions do not add up exactly in binary.
+        by_gpu = machine.gpus // 1 * math.floor(1 / need_gpus + 1e-9)
     return int(min(machine.cpus // need_cpus, by_gpu))

@@ -1,23 +1,25 @@
 """What the terminal shows while a sweep runs: a live table, or plain lines where there is no terminal."""
 
-import json
 import sys
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dtr_ray.service.attempts import read_heartbeat
 from dtr_ray.service.journal import TrialRecord
+from dtr_ray.service.names import describe_params, short_names, short_value
 from dtr_ray.service.state import Happening, SweepState
 
 _STYLES = {"running": "cyan", "completed": "green", "pruned": "yellow", "failed": "red"}
 _MAX_ROWS = 24
+_BAR_WIDTH = 12
 
 
 class Display:
@@ -27,8 +29,10 @@ class Display:
         self._state = state
         self._console = console or Console(file=sys.stdout)
         self._live: Live | None = None
-        self._steps = {t: state.config.trial_config(r.params).training.num_steps for t, r in state.trials.items()}
-        self._done_before = sum(self._steps_done(r) for r in state.trials.values())
+        self._names = short_names(state.config.space)
+        self._pace: dict[str, tuple[float, int]] = {}
+        """When, and at which step, this process first saw the trial train."""
+        self._done_before = sum(record.last_step for record in state.trials.values())
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -46,88 +50,102 @@ class Display:
 
     def __call__(self, happening: Happening, trial: TrialRecord) -> None:
         """Prints what happened as a line, where there is no live table."""
-        self._steps[trial.trial_id] = self._state.config.trial_config(trial.params).training.num_steps
+        if happening == "started":
+            self._pace[trial.trial_id] = (time.monotonic(), trial.last_step)
         if self._live is not None:
             return
-        text = f"[{clock(self._state.seconds)}] {trial.trial_id} "
         if happening == "started":
-            text += f"starts: {describe_params(trial.params)}"
+            text = f"starts: {describe_params(trial.params, self._names)}"
+            text += f", going on from step {trial.last_step}" if trial.last_step else ""
         elif happening == "reported":
-            value = trial.reports[trial.last_step][self._state.metric]
-            text += f"step {trial.last_step}/{self._steps[trial.trial_id]}: {self._state.metric} {value:.4g}"
+            text = self._reported(trial)
         else:
-            text += f"{trial.status}{': ' + trial.reason if trial.reason else ''}"
+            text = {"pruned": "stopped early"}.get(trial.status, trial.status)
+            text += f" ({trial.reason})" if trial.reason else ""
             text += f"; {self._summary()}"
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        line = f"[{clock(self._state.seconds)}] {trial.trial_id} {text}"
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _reported(self, trial: TrialRecord) -> str:
+        step, total = trial.last_step, self._num_steps(trial)
+        value = f"{self._state.metric} {trial.reports[step][self._state.metric]:.4g}"
+        if step == 0:
+            return f"{value} before the first step"
+        left = self._trial_seconds_left(trial, step)
+        rest = f", {clock(left)} to its last step" if left else ""
+        return f"{step / total:.0%} (step {step}/{total}), {value}{rest}"
 
     def table(self) -> Table:
         """All trials, the running ones with their progress."""
-        names = list(self._state.config.space)
-        table = Table(title=self._summary(), title_justify="left", title_style="bold", expand=False)
-        for heading in ("trial", *names, "step", "", self._state.metric, "status"):
-            table.add_column(heading.removeprefix("routing."), no_wrap=True)
+        table = Table(
+            title=self._summary(),
+            title_justify="left",
+            title_style="bold",
+            caption_justify="left",
+            box=box.SIMPLE,
+        )
+        metric = self._state.metric.partition("_")[0]
+        for heading in ("trial", *self._names.values(), "step", "", "left", metric, "status"):
+            table.add_column(heading, no_wrap=True, min_width=len(heading))
         records = list(self._state.trials.values())
         for record in records[-_MAX_ROWS:]:
-            table.add_row(*self._row(record, names))
+            table.add_row(*self._row(record))
+        table.caption = f"{metric} is {self._state.metric}, the smaller the better"
         if len(records) > _MAX_ROWS:
-            table.caption = f"and {len(records) - _MAX_ROWS} trials before"
+            table.caption += f"; {len(records) - _MAX_ROWS} trials before are not shown"
         return table
 
-    def _row(self, record: TrialRecord, names: list[str]) -> list[Any]:
-        total = self._steps.get(record.trial_id, self._state.config.trial.training.num_steps)
-        step, phase = record.last_step, record.status
+    def _row(self, record: TrialRecord) -> list[Any]:
+        total = self._num_steps(record)
+        step, phase, left = record.last_step, record.status, None
         if record.status == "running":
             heartbeat = read_heartbeat(self._state.trial_folder(record.trial_id))
             step = max(step, heartbeat.get("step", 0))
             phase = heartbeat.get("phase", "starting")
-        best = record.best(self._state.metric)
-        leader = self._state.best()
+            left = self._trial_seconds_left(record, step)
+        best, leader = record.best(self._state.metric), self._state.best()
         value = Text("" if best is None else f"{best[1]:.4g}")
         if leader is not None and leader[0] is record:
             value.stylize("bold green")
-        bar = ProgressBar(total=total, completed=step, width=14)
-        cells = [_short(record.params.get(name, "")) for name in names]
-        return [record.trial_id, *cells, f"{step}/{total}", bar, value, Text(phase, _STYLES[record.status])]
+        cells = [short_value(record.params.get(name, "")) for name in self._names]
+        bar = ProgressBar(total=total, completed=step, width=_BAR_WIDTH)
+        state = Text(phase, _STYLES[record.status])
+        return [record.trial_id, *cells, f"{step}/{total}", bar, clock(left) if left else "", value, state]
 
     def _summary(self) -> str:
         records = list(self._state.trials.values())
         counts = {s: sum(r.status == s for r in records) for s in _STYLES}
-        parts = [f"{counts['completed']} completed, {counts['pruned']} stopped early, {counts['failed']} failed"]
-        parts.append(f"{counts['running']} running of {self._state.config.search.num_trials}")
+        parts = [
+            f"{counts['completed']} completed, {counts['pruned']} stopped early, {counts['failed']} failed, "
+            f"{counts['running']} running of {self._state.config.search.num_trials}"
+        ]
         best = self._state.best()
         if best is not None:
             parts.append(f"best {best[2]:.4g} ({best[0].trial_id})")
         left = self._seconds_left()
-        parts.append(f"{clock(self._state.seconds)} gone" + (f", at most {clock(left)} left" if left else ""))
-        return " · ".join(parts)
+        parts.append(f"{clock(self._state.seconds)}" + (f", at most {clock(left)} left" if left else ""))
+        return "; ".join(parts)
 
-    def _steps_done(self, record: TrialRecord) -> int:
-        return record.last_step
+    def _num_steps(self, record: TrialRecord) -> int:
+        return int(record.params.get("training.num_steps", self._state.config.trial.training.num_steps))
+
+    def _trial_seconds_left(self, record: TrialRecord, step: int) -> float | None:
+        """Time to the trial's last step, at its pace in this process."""
+        started, before = self._pace.get(record.trial_id, (0.0, step))
+        if step <= before:
+            return None
+        return (time.monotonic() - started) / (step - before) * (self._num_steps(record) - step)
 
     def _seconds_left(self) -> float | None:
         """Time to the end if no further trial were stopped early, at the pace so far."""
         records = list(self._state.trials.values())
-        done = sum(self._steps_done(r) for r in records) - self._done_before
+        done = sum(r.last_step for r in records) - self._done_before
         if done <= 0:
             return None
         full = self._state.config.trial.training.num_steps
         to_come = (self._state.config.search.num_trials - len(records)) * full
-        to_come += sum(self._steps.get(r.trial_id, full) - r.last_step for r in records if r.status == "running")
+        to_come += sum(self._num_steps(r) - r.last_step for r in records if r.status == "running")
         return (time.monotonic() - self._started) / done * to_come
-
-
-def read_heartbeat(trial_folder: Path) -> dict[str, Any]:
-    """The trial's newest sign of life: `step`, `phase`, `time`; empty before the first."""
-    try:
-        found: dict[str, Any] = json.loads((trial_folder / "progress.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return found
-
-
-def describe_params(params: dict[str, Any]) -> str:
-    """Parameters in one line: `alpha 4, beta 0.8, weighting min_snr`."""
-    return ", ".join(f"{name.removeprefix('routing.').removesuffix('.name')} {_short(v)}" for name, v in params.items())
 
 
 def clock(seconds: float) -> str:
@@ -135,7 +153,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

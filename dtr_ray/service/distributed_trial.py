@@ -1,58 +1,153 @@
-"""A trial over several Ray Train workers, as a generator of reports.
+"""Trials over several Ray Train workers, as generators of reports.
 
-Ray Train gives a worker group back only when its training function returns; a trial that is killed from
-outside may keep its placement group for ever. So no trial is killed: after each report the workers wait at
-a gate until the trial is told to go on or to stop, and a stopped one returns like a finished one.
+Ray Train gives a worker group back only when its training function returns; a group whose owner is killed
+from outside may keep its resources for ever. So no trial is killed: after each report the workers wait at a
+gate until they are told to go on or to stop, and a stopped trial ends like a finished one. The workers then
+wait there for the next trial, since to start them takes longer than many a trial.
 """
 
 import asyncio
 import threading
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch.distributed
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from dtr_ray.config import TrialConfig
 from dtr_ray.config.sweep import ResourcesConfig
 from dtr_ray.distributed import Group
-from dtr_ray.service.worker import run_worker
+from dtr_ray.service.worker import release_memory, run_worker
 from dtr_ray.training import Report
 
 _POLL_S = 1.0
 _STOP_TIMEOUT_S = 120.0
 
+Message = dict[str, Any]
+
+
+class WorkersLostError(RuntimeError):
+    """A worker's process died, or Ray could not start it: nothing that the trial has done itself."""
+
 
 @ray.remote(num_cpus=0)
 class Gate:
-    """Where the main worker leaves its reports and waits for the decision."""
+    """Where the main worker leaves its messages and waits for an order.
+
+    Messages: `{"report": ...}`, or `{}` from workers that are free for a trial. Orders: `{"train": ...}`,
+    `{"go_on": True}`, `{"stop": True}` to be free again, `{"leave": True}`.
+    """
 
     def __init__(self) -> None:
-        self._report: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._decision: asyncio.Queue[bool] = asyncio.Queue()
-        self._stopped = False
+        self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        self._orders: asyncio.Queue[Message] = asyncio.Queue()
 
-    async def submit(self, report: dict[str, Any]) -> bool:
-        """The worker's side: leaves a report, and returns whether to go on."""
-        if self._stopped:
-            return False
-        self._report.put_nowait(report)
-        return await self._decision.get()
+    async def exchange(self, message: Message) -> Message:
+        """The worker's side: leaves a message, and returns the order that follows it."""
+        self._messages.put_nowait(message)
+        return await self._orders.get()
 
-    async def next_report(self, timeout_s: float) -> dict[str, Any] | None:
-        """The trial's side: the next report, or None if there is none within the time."""
+    async def next_message(self, timeout_s: float) -> Message | None:
+        """The trial's side: the next message, or None if there is none within the time."""
         try:
-            return await asyncio.wait_for(self._report.get(), timeout_s)
+            return await asyncio.wait_for(self._messages.get(), timeout_s)
         except TimeoutError:
             return None
 
-    async def decide(self, go_on: bool) -> None:
-        """The trial's side: lets the worker go on, or stop for good."""
-        self._stopped = self._stopped or not go_on
-        self._decision.put_nowait(go_on)
+    async def order(self, order: Message) -> None:
+        """The trial's side: what the workers do next."""
+        self._orders.put_nowait(order)
+
+
+class Workers:
+    """A group of Ray Train workers that train one trial after the other.
+
+    After an error they are gone, and `usable` is false.
+    """
+
+    def __init__(self, name: str, folder: Path, resources: ResourcesConfig) -> None:
+        """Starts them; `folder` is for what Ray Train writes, `name` its own in there."""
+        self._gate = Gate.remote()  # type: ignore[attr-defined]
+        settings = {"gate": self._gate, "use_gpu": bool(resources.gpus_per_worker)}
+        self._fit = _Fit(_trainer(name, folder, settings, resources), name=f"ray-train-{name}", daemon=True)
+        self._fit.start()
+        self._free = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether they can take another trial."""
+        return self._fit.is_alive()
+
+    def train(
+        self,
+        config: TrialConfig,
+        sweep_folder: Path,
+        trial_id: str,
+        *,
+        start_from: Path | None = None,
+        evaluate_untrained: bool = False,
+    ) -> Generator[Report]:
+        """Trains one trial, yielding its reports; closing the generator stops it where it is.
+
+        Raises what a worker's training raised, or WorkersLostError.
+        """
+        settings = {
+            "config": config.to_dict(),
+            "sweep_folder": str(sweep_folder),
+            "trial_id": trial_id,
+            "start_from": None if start_from is None else str(start_from),
+            "evaluate_untrained": evaluate_untrained,
+        }
+        self._wait_free()
+        self._free = False
+        order: Message = {"train": settings}
+        try:
+            while True:
+                message = self._exchange(order)
+                if "report" not in message:
+                    self._free = True
+                    return
+                yield Report(**message["report"])
+                order = {"go_on": True}
+        except GeneratorExit:
+            # Workers that wait at the gate are free at once.
+            self._order({"stop": True})
+            raise
+
+    def leave(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
+        """Ends the workers; raises WorkersLostError where they take longer than `timeout_s`."""
+        if self._fit.is_alive():
+            self._order({"leave": True})
+            self._fit.join(timeout_s)
+        ray.kill(self._gate)
+        if self._fit.is_alive() and timeout_s:
+            raise WorkersLostError(f"workers did not end within {timeout_s:.0f} s")
+
+    def _wait_free(self) -> None:
+        """Waits for workers that have just been started, or stopped."""
+        while not self._free:
+            self._free = "report" not in self._next_message()
+
+    def _exchange(self, order: Message) -> Message:
+        self._order(order)
+        return self._next_message()
+
+    def _order(self, order: Message) -> None:
+        ray.get(self._gate.order.remote(order))
+
+    def _next_message(self) -> Message:
+        while True:
+            message: Message | None = ray.get(self._gate.next_message.remote(_POLL_S))
+            if message is not None:
+                return message
+            if not self._fit.is_alive():
+                raise self._fit.cause() from self._fit.error
 
 
 def run_on_train(
@@ -64,53 +159,64 @@ def run_on_train(
     start_from: Path | None = None,
     evaluate_untrained: bool = False,
 ) -> Generator[Report]:
-    """Trains one trial with Ray Train, yielding its reports; closing the generator stops the workers."""
-    gate = Gate.remote()  # type: ignore[attr-defined]
-    settings = {
-        "trial": config.to_dict(),
-        "trial_id": trial_id,
-        "sweep_folder": str(sweep_folder),
-        "start_from": None if start_from is None else str(start_from),
-        "evaluate_untrained": evaluate_untrained,
-        "gate": gate,
-    }
-    trainer = _trainer(settings, resources)
-    errors: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:  # handed to the generator's caller below
-            errors.append(error)
-
-    thread = threading.Thread(target=fit, name=f"ray-train-{trial_id}", daemon=True)
-    thread.start()
-    waiting = False
+    """Trains one trial with workers of its own, yielding its reports; errors as of `Workers.train`."""
+    workers = Workers(trial_id, sweep_folder / ".ray" / "train", resources)
+    timeout_s = _STOP_TIMEOUT_S
+    reports = workers.train(
+        config, sweep_folder, trial_id, start_from=start_from, evaluate_untrained=evaluate_untrained
+    )
     try:
-        while True:
-            if waiting:
-                ray.get(gate.decide.remote(True))
-                waiting = False
-            report = ray.get(gate.next_report.remote(_POLL_S))
-            if report is not None:
-                waiting = True
-                yield Report(**report)
-            elif not thread.is_alive():
-                break
+        with closing(reports):
+            yield from reports
+    except KeyboardInterrupt:
+        # This process ends, and its workers with it: their next report may be an hour away.
+        timeout_s = 0.0
+        raise
     finally:
-        ray.get(gate.decide.remote(False))
-        thread.join(_STOP_TIMEOUT_S)
-        ray.kill(gate)
-    if errors:
-        raise errors[0]
+        workers.leave(timeout_s)
 
 
-def _trainer(settings: dict[str, Any], resources: ResourcesConfig) -> TorchTrainer:
+class _Fit(threading.Thread):
+    """Ray Train's `fit`, which returns when all workers have, beside the one who takes the reports."""
+
+    def __init__(self, trainer: TorchTrainer, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._trainer = trainer
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Ends with the workers, or their error."""
+        try:
+            self._trainer.fit()
+        except Exception as error:  # raised to the one who waits for a message
+            self.error = error
+
+    def cause(self) -> Exception:
+        """The training's own error among what the workers raised, if there is one."""
+        error = self.error
+        failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
+        own = [failure for failure in failures if not (_is_ray_error(failure) or _is_of_a_lost_peer(failure))]
+        return own[0] if own else WorkersLostError(str(failures[0] if failures else error))
+
+
+def _is_ray_error(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] == "ray"
+
+
+def _is_of_a_lost_peer(error: BaseException) -> bool:
+    """Whether this worker stopped because another one was gone."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("gloo" in text or "by peer" in text)
+
+
+def _trainer(name: str, folder: Path, settings: dict[str, Any], resources: ResourcesConfig) -> TorchTrainer:
     need: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         need["GPU"] = resources.gpus_per_worker
     return TorchTrainer(
-        _train_worker,
+        _work,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
             num_workers=resources.workers_per_trial,
@@ -120,27 +226,35 @@ def _trainer(settings: dict[str, Any], resources: ResourcesConfig) -> TorchTrain
         ),
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
         run_config=RunConfig(
-            name=settings["trial_id"],
-            storage_path=str(Path(settings["sweep_folder"], ".ray", "train").resolve()),
-            failure_config=FailureConfig(max_failures=0),
+            name=name, storage_path=str(folder.resolve()), failure_config=FailureConfig(max_failures=0)
         ),
     )
 
 
-def _train_worker(settings: dict[str, Any]) -> None:
-    """What every Ray Train worker runs."""
-    config = TrialConfig.from_dict(settings["trial"])
-    start_from = Path(settings["start_from"]) if settings["start_from"] else None
+def _work(settings: dict[str, Any]) -> None:
+    """What every worker runs: trials, as the gate orders."""
     group = Group.current()
-    reports = run_worker(
-        config,
-        Path(settings["sweep_folder"]),
-        settings["trial_id"],
-        start_from=start_from,
-        evaluate_untrained=settings["evaluate_untrained"],
-    )
-    for report in reports:
-        go_on = ray.get(settings["gate"].submit.remote(asdict(report))) if group.is_main else True
-        if not group.from_main(go_on):
-            reports.close()
-            return
+
+    def exchange(message: Message) -> Message:
+        order = ray.get(settings["gate"].exchange.remote(message)) if group.is_main else {}
+        return group.from_main(order)
+
+    order = exchange({})
+    while "train" in order:
+        task = order["train"]
+        reports = run_worker(
+            TrialConfig.from_dict(task["config"]),
+            Path(task["sweep_folder"]),
+            task["trial_id"],
+            use_gpu=settings["use_gpu"],
+            start_from=Path(task["start_from"]) if task["start_from"] else None,
+            evaluate_untrained=task["evaluate_untrained"],
+        )
+        with closing(reports):
+            for report in reports:
+                order = exchange({"report": asdict(report)})
+                if "go_on" not in order:
+                    break
+        release_memory()
+        if "leave" not in order:
+            order = exchange({})

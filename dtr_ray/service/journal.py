@@ -1,7 +1,16 @@
 """The sweep's journal: what was suggested, reported and decided, in order, on disk before it takes effect.
 
 It is the one truth about a sweep; the Optuna study and MLflow are brought in line with it. Each line is one
-JSON object: `trial` (suggested), `report` (with the decision), `end`.
+JSON object with `event` and `time` (Unix time in seconds):
+
+| event | the rest |
+| --- | --- |
+| `start`, `stop` | of a process that runs the sweep |
+| `trial` | `id`, `number`, `params`: suggested |
+| `report` | `id`, `step`, `metrics`, `checkpoint`, `wall_s`, `stop`: why early stopping ends it, or null |
+| `end` | `id`, `status`, `reason`, `wall_s` |
+| `give_up` | `reason`: too many trials have failed |
+| `done` | every trial has ended, and the results are written |
 """
 
 import json
@@ -28,6 +37,7 @@ class TrialRecord:
     checkpoints: dict[int, str] = field(default_factory=dict)
     """Checkpoint folders relative to the trial's, by training step."""
     wall_s: float = 0.0
+    """Seconds that it held its resources, as far as its reports and its end tell."""
 
     @property
     def train_seconds(self) -> float:
@@ -52,20 +62,11 @@ class Journal:
     """An append-only file; every event is on the disk when `write` returns."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self.events = self._read()
+        """Opens or makes the file; a last line torn by a crash is cut off, since it never took effect."""
+        self.events, whole = _read(path)
+        if path.exists():
+            os.truncate(path, whole)
         self._file = path.open("a", encoding="utf-8")
-
-    def _read(self) -> list[dict[str, Any]]:
-        """All whole events; a last line torn by a crash is cut off: it never took effect."""
-        if not self._path.exists():
-            return []
-        content = self._path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with self._path.open("r+b") as file:
-                file.truncate(len(whole))
-        return [json.loads(line) for line in whole.decode().splitlines()]
 
     def write(self, event: str, **values: Any) -> dict[str, Any]:
         """Appends an event and waits for the disk."""
@@ -79,6 +80,11 @@ class Journal:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All whole events of a journal; none where there is no file."""
+    return _read(path)[0]
 
 
 def replay(events: list[dict[str, Any]]) -> dict[str, TrialRecord]:
@@ -105,3 +111,10 @@ def apply(trials: dict[str, TrialRecord], event: dict[str, Any]) -> None:
         trial = trials[event["id"]]
         trial.status, trial.reason = event["status"], event["reason"]
         trial.wall_s = max(trial.wall_s, event.get("wall_s", 0.0))
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole events, and how many bytes they take."""
+    content = path.read_bytes() if path.exists() else b""
+    whole = content.rfind(b"\n") + 1
+    return [json.loads(line) for line in content[:whole].splitlines()], whole

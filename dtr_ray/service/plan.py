@@ -1,9 +1,12 @@
 """The plan of a sweep: what it will search, run, need and leave behind, told before anything starts."""
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -13,6 +16,7 @@ from dtr_ray.config.sweep import ASHAStopping
 from dtr_ray.models import build_model
 from dtr_ray.service import cluster
 from dtr_ray.service.stopping import rungs
+from dtr_ray.service.tracking import default_tracking_uri
 
 # Weights, their average, and AdamW's two moments, in float32.
 _BYTES_PER_PARAMETER = 16
@@ -25,6 +29,7 @@ class Plan:
 
     num_trials: int
     num_concurrent: int
+    """Trials side by side; 0 where not one fits."""
     num_parameters: int
     """Of one model."""
     max_steps: int
@@ -38,7 +43,7 @@ class Plan:
 
 
 def make_plan(config: SweepConfig, machines: list[cluster.Node]) -> Plan:
-    """Works the plan out for a cluster; raises TooSmallError where not one trial fits."""
+    """Works the plan out for a cluster of `machines`."""
     trial, search = config.trial, config.search
     with torch.device("meta"):
         model = build_model(trial.resolved_model, None, trial.diffusion.num_timesteps)
@@ -48,12 +53,16 @@ def make_plan(config: SweepConfig, machines: list[cluster.Node]) -> Plan:
     if isinstance(config.early_stopping, ASHAStopping):
         stages = [*rungs(config.early_stopping, full), full]
         share = [config.early_stopping.reduction_factor**-i for i in range(len(stages))]
-        lengths = [stages[0], *(b - a for a, b in zip(stages, stages[1:], strict=False))]
+        lengths = [stages[0], *(b - a for a, b in itertools.pairwise(stages))]
         expected = sum(s * length for s, length in zip(share, lengths, strict=True))
+    try:
+        num_concurrent = cluster.num_concurrent_trials(config.resources, machines)
+    except cluster.TooSmallError:
+        num_concurrent = 0
     storage = search.num_trials * _CHECKPOINTS_KEPT * num_parameters * _BYTES_PER_PARAMETER
     return Plan(
         num_trials=search.num_trials,
-        num_concurrent=cluster.num_concurrent_trials(config.resources, machines),
+        num_concurrent=num_concurrent,
         num_parameters=num_parameters,
         max_steps=search.num_trials * full,
         expected_steps=round(search.num_trials * expected),
@@ -66,31 +75,50 @@ def make_plan(config: SweepConfig, machines: list[cluster.Node]) -> Plan:
 def print_plan(config: SweepConfig, folder: Path, console: Console | None = None) -> None:
     """Prints the resolved plan for this machine; starts nothing."""
     console = console or Console()
-    plan = make_plan(config, cluster.local_nodes())
-    table = Table(title=f"sweep {config.name}: {plan.num_trials} trials, minimise {config.objective}", title_justify="left")
+    machines = cluster.local_nodes()
+    plan = make_plan(config, machines)
+    title = f"sweep {config.name}: {plan.num_trials} trials, minimise {config.objective}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for heading in ("parameter", "values", "when"):
         table.add_column(heading)
     for name, parameter in config.space.items():
         table.add_row(name, describe_range(parameter), describe_condition(parameter))
     console.print(table)
-    trial, stopping = config.trial, config.early_stopping
-    rows = {
-        "search": f"{config.search.sampler}, seed {config.search.seed}, "
-        f"{len(config.search.starting_points)} starting point(s)",
-        "early stopping": _describe_stopping(config),
-        "one trial": f"{cluster.describe(config.resources)}, up to {trial.training.num_steps:,} steps of "
-        f"{trial.training.batch_size} images, a model of {plan.num_parameters / 1e6:.1f}M parameters",
-        "side by side": f"{plan.num_concurrent} on this machine "
-        f"({cluster.describe_nodes(cluster.local_nodes())})",
-        "steps": f"{plan.max_steps:,} at most" + (f", about {plan.expected_steps:,}" if stopping.name == "asha" else ""),
-        "images": f"{plan.max_images:,} at most",
-        "evaluations": f"{plan.max_evaluations:,} at most, of {trial.evaluation.num_samples:,} samples "
-        f"({trial.sampling.sampler}, {trial.sampling.num_steps} steps)",
-        "storage": f"{plan.storage_gb:.2f} GB of checkpoints in {folder}",
-        "MLflow": config.tracking.uri or "MLFLOW_TRACKING_URI, or SQLite beside the results",
-    }
-    for key, value in rows.items():
+    for key, value in _rows(config, plan, folder, cluster.describe_nodes(machines)):
         console.print(f"{key:>15}  {value}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _rows(config: SweepConfig, plan: Plan, folder: Path, machines: str) -> Iterator[tuple[str, str]]:
+    trial, search = config.trial, config.search
+    points = f", {len(search.starting_points)} starting points" if search.starting_points else ""
+    yield "search", f"{search.sampler}, seed {search.seed}{points}"
+    yield "early stopping", _describe_stopping(config)
+    yield (
+        "one trial",
+        f"{cluster.describe(config.resources)}, up to {trial.training.num_steps:,} steps of "
+        f"{trial.training.batch_size} images, a model of {plan.num_parameters / 1e6:.2g}M parameters",
+    )
+    if plan.num_concurrent:
+        yield "side by side", f"{plan.num_concurrent} on this machine ({machines})"
+    else:
+        yield "side by side", f"none on this machine ({machines}): it is too small for one trial"
+    expected = f", about {plan.expected_steps:,}" if plan.expected_steps < plan.max_steps else ""
+    yield "steps", f"{plan.max_steps:,} at most{expected}"
+    yield "images", f"{plan.max_images:,} at most"
+    sampling = f"{trial.sampling.sampler}, {trial.sampling.num_steps} steps"
+    samples = f"{trial.evaluation.num_samples:,} samples ({sampling})"
+    yield "evaluations", f"{plan.max_evaluations:,} at most, of {samples}"
+    yield "storage", f"{plan.storage_gb:.2g} GB of checkpoints in {folder}"
+    yield "budget", _describe_budget(config)
+    yield "MLflow", config.tracking.uri or default_tracking_uri(folder.parent)
+
+
+def _describe_budget(config: SweepConfig) -> str:
+    hours, device_hours = config.budget.max_hours, config.budget.max_device_hours
+    limits = [f"{config.search.num_trials} trials"]
+    limits += [f"{hours:g} hours"] if hours else []
+    limits += [f"{device_hours:g} device-hours"] if device_hours else []
+    return " or ".join(limits)
 
 
 def describe_range(parameter: Parameter) -> str:
@@ -100,7 +128,9 @@ def describe_range(parameter: Parameter) -> str:
     assert isinstance(parameter, Uniform | LogUniform | Quantised | Integer)
     step = getattr(parameter, "step", None)
     log = isinstance(parameter, LogUniform) or getattr(parameter, "log", False)
-    return f"{parameter.low:g} to {parameter.high:g}{f' by {step:g}' if step else ''}{' (log)' if log else ''}"
+    return (
+        f"{parameter.low:g} to {parameter.high:g}{f' by {step:g}' if step else ''}{' (log)' if log else ''}"
+    )
 
 
 def describe_condition(parameter: Parameter) -> str:

@@ -1,4 +1,4 @@
-"""What a sweep leaves behind: best.json, trials.csv, and the montage of best and worst."""
+"""What a sweep leaves behind: best.json and trials.csv, brought up to date whenever a trial ends."""
 
 import csv
 import json
@@ -6,11 +6,24 @@ import os
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
-
-from dtr_ray.config import flatten
+from dtr_ray.config.space import target
 from dtr_ray.service.journal import TrialRecord
-from dtr_ray.service.state import SweepState
+from dtr_ray.service.state import Happening, SweepState
+
+_HIGHER_IS_BETTER = ("inception_score", "precision", "recall", "train_seconds", "eval_seconds")
+
+
+class ResultFiles:
+    """A listener of the state: a sweep that is killed has left its results so far."""
+
+    def __init__(self, state: SweepState) -> None:
+        self._state = state
+
+    def __call__(self, happening: Happening, trial: TrialRecord) -> None:
+        """Writes the results when a trial has ended."""
+        if happening == "ended":
+            write_trials(self._state)
+            write_best(self._state, None)
 
 
 def write_best(state: SweepState, mlflow_run_id: str | None) -> dict[str, Any] | None:
@@ -19,31 +32,39 @@ def write_best(state: SweepState, mlflow_run_id: str | None) -> dict[str, Any] |
     if best is None:
         return None
     trial, step, value = best
-    checkpoint = Path("trials") / trial.trial_id / trial.checkpoints[step]
     content = {
         "trial_id": trial.trial_id,
         "metric": state.metric,
         "mode": "min",
         "value": value,
         "step": step,
-        "params": trial.params,
         "config": state.config.trial_config(trial.params).to_dict(),
-        "checkpoint": checkpoint.as_posix(),
+        "checkpoint": (Path("trials") / trial.trial_id / trial.checkpoints[step]).as_posix(),
         "mlflow_run_id": mlflow_run_id,
     }
-    _replace(state.folder / "best.json", json.dumps(content, indent=2) + "\n")
+    path = state.folder / "best.json"
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
     return content
 
 
 def write_trials(state: SweepState) -> None:
-    """Writes `trials.csv`: one row a trial, with the last and the best value of every reported metric."""
+    """Writes `trials.csv`: one row a trial, with the last and the best value of every reported metric.
+
+    A parameter is empty where the trial does not have it; `reason` says why a trial was stopped or failed.
+    """
     records = list(state.trials.values())
     names = sorted({name for r in records for values in r.reports.values() for name in values})
+    params = list(dict.fromkeys(target(key) for key in state.config.space))
+    heads = [f"{name}.{which}" for name in names for which in ("last", "best")]
+    columns = ["id", "status", "steps", *params, *heads, "wall_seconds", "device_seconds", "reason"]
     path = state.folder / "trials.csv"
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8", newline="") as file:
-        heads = [f"{name}.{which}" for name in names for which in ("last", "best")]
-        columns = ["id", "status", "reason", "steps", *state.config.space, *heads, "wall_seconds", "device_seconds"]
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(_row(state, record, names) for record in records)
@@ -51,53 +72,15 @@ def write_trials(state: SweepState) -> None:
 
 
 def _row(state: SweepState, record: TrialRecord, names: list[str]) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": record.trial_id, "status": record.status, "reason": record.reason}
-    row["steps"] = record.last_step
-    resolved = flatten(state.config.trial_config(record.params).to_dict())
-    row.update({name: resolved.get(name, "") for name in state.config.space})
+    row: dict[str, Any] = {"id": record.trial_id, "status": record.status, "steps": record.last_step}
+    row |= record.params
     for name in names:
-        reported = {step: values[name] for step, values in record.reports.items() if name in values}
+        # The untrained model's value is no result of the trial.
+        reported = {s: values[name] for s, values in record.reports.items() if s and name in values}
         if reported:
-            best = max if name.endswith(("_s", "seconds")) else min
+            best = max if name in _HIGHER_IS_BETTER else min
             row[f"{name}.last"], row[f"{name}.best"] = reported[max(reported)], best(reported.values())
     row["wall_seconds"] = round(record.wall_s, 2)
     row["device_seconds"] = round(record.wall_s * state.devices_per_trial, 2)
+    row["reason"] = record.reason
     return row
-
-
-def write_montage(state: SweepState) -> Path | None:
-    """Writes `montage.png`: samples of the best and the worst trial, at the same noise, one above the other."""
-    ranked = sorted(
-        ((best[1], r) for r in state.trials.values() if r.status != "failed" and (best := r.best(state.metric))),
-        key=lambda pair: pair[0],
-    )
-    if len(ranked) < 2:
-        return None
-    tiles = []
-    for which, (value, record) in (("best", ranked[0]), ("worst", ranked[-1])):
-        step = record.best(state.metric)
-        assert step is not None
-        picture = state.trial_folder(record.trial_id) / "grids" / f"{step[0]:08d}.png"
-        if not picture.exists():
-            return None
-        caption = f"{which}: {record.trial_id}, step {step[0]}, {state.metric} {value:.4g}"
-        tiles.append((caption, Image.open(picture).convert("RGB")))
-    width = max(tile.width for _, tile in tiles)
-    canvas = Image.new("RGB", (width, sum(tile.height + 18 for _, tile in tiles)), "white")
-    top = 0
-    for caption, tile in tiles:
-        ImageDraw.Draw(canvas).text((4, top + 3), caption, fill="black")
-        canvas.paste(tile, (0, top + 18))
-        top += tile.height + 18
-    path = state.folder / "montage.png"
-    canvas.save(path)
-    return path
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

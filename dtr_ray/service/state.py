@@ -5,6 +5,7 @@ from the journal, and what the study lacks is told to it again.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any, Literal
 
 from dtr_ray.config import SweepConfig
 from dtr_ray.service.journal import Journal, Status, TrialRecord, apply, replay
+from dtr_ray.service.provenance import sweep_identity
 from dtr_ray.service.stopping import should_stop
-from dtr_ray.service.study import Study
+from dtr_ray.service.study import Mirror, Suggester
 from dtr_ray.training.reports import Report
-
 
 Happening = Literal["started", "reported", "ended"]
 Listener = Callable[[Happening, TrialRecord], None]
@@ -32,12 +33,17 @@ class SweepState:
         """Hear of every trial that starts, reports or ends, after it is on disk."""
         self._journal = Journal(folder / "journal.jsonl")
         self.trials = replay(self._journal.events)
-        self._requeue = [t for t in self.trials.values() if t.status == "running"]
-        self._study = Study(config.name, study_url(config, folder), config.search, config.space, self.metric)
-        self._study.reconcile(self.trials)
-        self._wall_before = {t.trial_id: t.wall_s for t in self._requeue}
+        self.done_before = self.complete and _is_done(self._journal.events)
+        """Whether the sweep was complete, with all results written, before this process."""
+        self._requeue = self.running
+        self._suggester = Suggester(config.search, config.space, self.metric)
+        identity = sweep_identity(folder)
+        self._mirror = Mirror(config.name, study_url(config, folder), identity, config.space, self.metric)
+        self._mirror.update(self.trials)
         self._seconds_before = _seconds_spent(self._journal.events)
-        self._journal.write("start", seconds_before=self._seconds_before)
+        self._failed_before = _failed_before_giving_up(self._journal.events)
+        self._unbooked_s: dict[str, float] = {}
+        self._journal.write("start")
         self._started = time.monotonic()
         self.ending: str | None = None
         """Why no further trial is started, once that is so."""
@@ -66,49 +72,57 @@ class SweepState:
             return "finished"
         number = len(self.trials)
         trial_id = f"t{number:04d}"
-        params = self._study.suggest(number, trial_id)
+        params = self._suggester.suggest(number, self.trials)
         self._apply(self._journal.write("trial", id=trial_id, number=number, params=params))
-        return self._started_now(self.trials[trial_id])
+        trial = self.trials[trial_id]
+        self._mirror.update(self.trials, trial)
+        return self._started_now(trial)
 
-    def report(self, trial_id: str, report: Report, wall_s: float = 0.0) -> str | None:
+    def report(self, trial_id: str, report: Report, seconds: float = 0.0) -> str | None:
         """Takes a trial's report and decides: why it stops, or None when it goes on.
 
-        A report that is known already (a resumed trial repeats its own) changes nothing.
+        A report that is known already (a resumed trial repeats its own) changes nothing. `seconds` are
+        those since the trial's last report, or since its process began with it.
         """
         trial = self.trials[trial_id]
+        self._unbooked_s[trial_id] = self._unbooked_s.get(trial_id, 0.0) + seconds
         if report.step not in trial.reports:
-            stop = self._decide(trial, report)
-            wall_s += self._wall_before.get(trial_id, 0.0)
-            event = {"metrics": report.metrics, "checkpoint": report.checkpoint, "wall_s": wall_s, "stop": stop}
+            event = {
+                "metrics": report.metrics,
+                "checkpoint": report.checkpoint,
+                "wall_s": trial.wall_s + self._unbooked_s.pop(trial_id),
+                "stop": self._decide(trial, report),
+            }
             self._apply(self._journal.write("report", id=trial_id, step=report.step, **event))
-            self._study.update(trial)
+            self._mirror.update(self.trials, trial)
             self._tell("reported", trial)
             if trial.status == "pruned":
                 self._tell("ended", trial)
         return trial.reason if trial.status == "pruned" else None
 
-    def finish(self, trial_id: str, status: Status, reason: str = "") -> None:
-        """Ends a trial; one that has ended already stays as it is."""
+    def finish(self, trial_id: str, status: Status, reason: str = "", seconds: float = 0.0) -> None:
+        """Ends a trial; one that has ended already stays as it is. `seconds` as in `report`."""
         trial = self.trials[trial_id]
         if trial.status != "running":
             return
-        self._apply(self._journal.write("end", id=trial_id, status=status, reason=reason, wall_s=trial.wall_s))
-        self._study.update(trial)
+        wall_s = trial.wall_s + self._unbooked_s.pop(trial_id, 0.0) + seconds
+        self._apply(self._journal.write("end", id=trial_id, status=status, reason=reason, wall_s=wall_s))
+        self._mirror.update(self.trials, trial)
         self._tell("ended", trial)
+        failed = [t for t in self.failed if t.trial_id not in self._failed_before]
         limit = self.config.failures.max_failed_trials
-        if len(self.failed) > limit:
-            reasons = "; ".join(sorted({t.reason for t in self.failed}))
-            self.end(f"{len(self.failed)} trials have failed, more than failures.max_failed_trials {limit}: {reasons}")
+        if len(failed) > limit and self.ending is None:
+            reasons = "; ".join(sorted({t.reason for t in failed}))
+            self.end(f"{len(failed)} trials failed, more than failures.max_failed_trials {limit}: {reasons}")
+            self._journal.write("give_up", reason=self.ending)
 
     def check_budget(self) -> None:
         """Ends the sweep when its hours are spent."""
         budget = self.config.budget
-        hours = self.seconds / 3600
-        if budget.max_hours is not None and hours > budget.max_hours:
-            self._spend(f"the budget of {budget.max_hours} hours is spent")
-        device_hours = self.device_hours
-        if budget.max_device_hours is not None and device_hours > budget.max_device_hours:
-            self._spend(f"the budget of {budget.max_device_hours} device-hours is spent")
+        if budget.max_hours is not None and self.seconds / 3600 > budget.max_hours:
+            self._spend(f"the budget of {budget.max_hours:g} hours is spent")
+        if budget.max_device_hours is not None and self.device_hours > budget.max_device_hours:
+            self._spend(f"the budget of {budget.max_device_hours:g} device-hours is spent")
 
     def _spend(self, reason: str) -> None:
         self.budget_spent = self.budget_spent or self.ending is None
@@ -132,11 +146,16 @@ class SweepState:
 
     def best(self) -> tuple[TrialRecord, int, float] | None:
         """(trial, step, value) of the best value among trials that did not fail."""
-        found = [(t.best(self.metric), t) for t in self.trials.values() if t.status != "failed"]
-        ranked = sorted(
-            ((best[1], t.number, best[0], t) for best, t in found if best is not None), key=lambda row: row[:2]
-        )
-        return (ranked[0][3], ranked[0][2], ranked[0][0]) if ranked else None
+        return next(iter(self.ranked()), None)
+
+    def ranked(self) -> list[tuple[TrialRecord, int, float]]:
+        """(trial, step, best value) of all trials that have a value and did not fail, the best first."""
+        found = [
+            (best[1], trial.number, best[0], trial)
+            for trial in self.trials.values()
+            if trial.status != "failed" and (best := trial.best(self.metric)) is not None
+        ]
+        return [(trial, step, value) for value, _, step, trial in sorted(found, key=lambda row: row[:2])]
 
     @property
     def untrained_value(self) -> float | None:
@@ -148,9 +167,20 @@ class SweepState:
         """Where a trial keeps its checkpoints, grids and reports."""
         return self.folder / "trials" / trial_id
 
+    @property
+    def complete(self) -> bool:
+        """Whether every trial has ended and no new one is left."""
+        return is_complete(self.config, self.trials)
+
+    def mark_done(self) -> None:
+        """Notes that the results of a complete sweep are written."""
+        if not self.done_before:
+            self._journal.write("done")
+
     def close(self) -> None:
-        """Writes down the time spent, and closes the journal."""
-        self._journal.write("stop", seconds=self.seconds)
+        """Notes that this process has left the sweep, and closes the journal."""
+        self._mirror.catch_up(self.trials)
+        self._journal.write("stop")
         self._journal.close()
 
     def _decide(self, trial: TrialRecord, report: Report) -> str | None:
@@ -186,7 +216,10 @@ def save_config(config: SweepConfig, folder: Path) -> None:
     """Keeps the resolved sweep beside its results."""
     path = folder / "sweep.json"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(config.to_dict(), indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
@@ -205,6 +238,22 @@ def check_resumable(config: SweepConfig, folder: Path) -> None:
                 f"{key} differs from that of the sweep in {folder}: its trials could not be compared; "
                 "resume it with the file it was started with, or give the new one another name"
             )
+
+
+def is_complete(config: SweepConfig, trials: dict[str, TrialRecord]) -> bool:
+    """Whether there is nothing left to run."""
+    return len(trials) >= config.search.num_trials and all(t.status != "running" for t in trials.values())
+
+
+def _is_done(events: list[dict[str, Any]]) -> bool:
+    own = [event["event"] for event in events if event["event"] not in ("start", "stop")]
+    return own[-1:] == ["done"]
+
+
+def _failed_before_giving_up(events: list[dict[str, Any]]) -> set[str]:
+    """Trials that had failed when the sweep last gave up: a resumed one does not give up for them again."""
+    gave_up = max((n for n, event in enumerate(events) if event["event"] == "give_up"), default=0)
+    return {e["id"] for e in events[:gave_up] if e["event"] == "end" and e["status"] == "failed"}
 
 
 def _seconds_spent(events: list[dict[str, Any]]) -> float:

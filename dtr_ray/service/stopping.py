@@ -65,7 +65,8 @@ def _asha(
         num_promoted = max(1, int(len(values) / rule.reduction_factor))
         cutoff = values[num_promoted - 1]
         if mine[1] > cutoff * (1 + rule.tolerance):
-            return f"{mine[1]:.6g} at rung {rung} is not among the best {num_promoted} of {len(values)} (<= {cutoff:.6g})"
+            place = f"the best {num_promoted} of {len(values)} (<= {cutoff:.6g})"
+            return f"{mine[1]:.6g} at rung {rung} is not among {place}"
     return None
 
 

@@ -1,54 +1,73 @@
-"""The Optuna study of a sweep: it suggests parameters, and mirrors the journal for Optuna's own tools."""
+"""Optuna: it suggests parameters, and keeps a persistent study that mirrors the journal for its own tools.
+
+A suggestion is made from what the journal holds, the seed and the trial's number alone, so a resumed sweep is
+suggested what it would have been suggested anyhow, and the database cannot lose a trial.
+"""
 
 import json
+import logging
+import re
+import time
 import warnings
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
-from dtr_ray.config.space import Choice, Integer, LogUniform, Quantised, Space, Uniform
+from dtr_ray.config.space import (
+    Choice,
+    Integer,
+    LogUniform,
+    Quantised,
+    Space,
+    Uniform,
+    active_parameters,
+    by_key,
+)
 from dtr_ray.config.sweep import SearchConfig
 from dtr_ray.service.journal import TrialRecord
 
-_ID = "dtr_ray.trial_id"
-_STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+log = logging.getLogger(__name__)
+
+_ID, _SWEEP_ID = "dtr_ray.trial_id", "dtr_ray.sweep_id"
+_STATES = {
+    "running": TrialState.RUNNING,
+    "completed": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+_RETRY_S = 60.0
+_DATABASE_ERRORS = (optuna.exceptions.OptunaError, SQLAlchemyError)
 
 
-class Study:
-    """A persistent Optuna study that is told the truth: PRUNED and FAIL are not COMPLETE."""
+class Suggester:
+    """Suggests the parameters of trials."""
 
-    def __init__(self, name: str, storage: str, search: SearchConfig, space: Space, metric: str) -> None:
+    def __init__(self, search: SearchConfig, space: Space, metric: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._search = search
         self._space = space
         self._metric = metric
-        self.study = optuna.create_study(
-            study_name=name, storage=storage, direction="minimize", load_if_exists=True
-        )
 
-    def suggest(self, number: int, trial_id: str) -> dict[str, Any]:
-        """Parameters of the sweep's trial `number`, which depend on the seed, the number and the study alone."""
-        self.study.sampler = self._sampler(number)
-        trial = self.study.ask()
-        trial.set_user_attr(_ID, trial_id)
-        params: dict[str, Any] = {}
-        for name, parameter in active(self._space):
-            if parameter.exists(params):
-                params[name] = _suggest(trial, name, parameter)
-        return params
+    def suggest(self, number: int, trials: dict[str, TrialRecord]) -> dict[str, Any]:
+        """Parameters, by dotted name, of trial `number`, which comes after `trials`."""
+        study = optuna.create_study(direction="minimize", sampler=self._sampler(number))
+        study.add_trials([frozen_trial(r, self._space, self._metric) for r in trials.values()])
+        trial = study.ask()
+        return active_parameters(self._space, lambda key, parameter: _suggest(trial, key, parameter))
 
     def _sampler(self, number: int) -> BaseSampler:
         """A sampler for one trial: seeded by its number, so that no state needs to outlive a crash."""
         seed = int(np.random.SeedSequence([self._search.seed, number]).generate_state(1)[0])
         sampler: BaseSampler
-        if self._search.sampler == "random":
-            sampler = RandomSampler(seed=seed)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if self._search.sampler == "random":
+                sampler = RandomSampler(seed=seed)
+            else:
                 sampler = TPESampler(
                     seed=seed,
                     n_startup_trials=self._search.num_startup_trials,
@@ -56,89 +75,128 @@ class Study:
                     group=True,
                     constant_liar=True,
                 )
-        points = self._search.starting_points
-        if number < len(points):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                sampler = PartialFixedSampler(dict(points[number]), sampler)
+            points = self._search.starting_points
+            if number < len(points):
+                sampler = PartialFixedSampler(by_key(self._space, dict(points[number])), sampler)
         return sampler
 
-    def reconcile(self, trials: dict[str, TrialRecord]) -> None:
-        """Brings the study in line with the journal, after a crash between the two."""
-        seen = {}
-        for frozen in self.study.get_trials(deepcopy=False):
-            trial_id = frozen.user_attrs.get(_ID)
-            if trial_id in trials and trial_id not in seen and frozen.state != TrialState.FAIL:
-                seen[trial_id] = frozen
-            elif trial_id in trials and trials[trial_id].status == "failed":
-                seen.setdefault(trial_id, frozen)
-            elif frozen.state == TrialState.RUNNING:
-                # Asked for, but lost before the journal had it: it never was a trial of the sweep.
-                self.study.tell(frozen.number, state=TrialState.FAIL)
-        for trial_id, record in trials.items():
-            if trial_id not in seen:
-                raise ValueError(f"the study {self.study.study_name!r} lacks trial {trial_id}, which the sweep has run")
-            self.update(record)
 
-    def update(self, record: TrialRecord) -> None:
-        """Tells the study what a trial has reported, and how it ended."""
-        frozen = self._find(record.trial_id)
+class Mirror:
+    """A persistent Optuna study that is told the truth: PRUNED and FAIL are not COMPLETE.
+
+    A database that is away is warned of once, and told everything it has missed when it is back.
+    """
+
+    def __init__(self, name: str, storage: str, sweep_id: str, space: Space, metric: str) -> None:
+        """Opens or makes the study; raises ValueError where it is another sweep's, or cannot be opened."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space = space
+        self._metric = metric
+        self._numbers: dict[str, int] = {}
+        self._away_until = 0.0
+        try:
+            self.study = optuna.create_study(
+                study_name=name, storage=storage, direction="minimize", load_if_exists=True
+            )
+            owner = self.study.user_attrs.get(_SWEEP_ID)
+            if owner is None:
+                self.study.set_user_attr(_SWEEP_ID, sweep_id)
+            for frozen in self.study.get_trials(deepcopy=False):
+                self._numbers[frozen.user_attrs.get(_ID, "")] = frozen.number
+        except (*_DATABASE_ERRORS, ImportError) as error:
+            shown = re.sub(r"//[^/@\s]*@", "//", f"{storage}: {error}")
+            raise ValueError(f"the Optuna study cannot be opened at {shown}") from error
+        if owner not in (None, sweep_id):
+            raise ValueError(
+                f"the study {name!r} in that database is another sweep's: give this one another name, "
+                "or storage.study another database"
+            )
+
+    def update(self, trials: dict[str, TrialRecord], record: TrialRecord | None = None) -> None:
+        """Tells the study of one trial; or of all, which it is told too when its database is back."""
+        if record is not None and time.monotonic() < self._away_until:
+            return
+        try:
+            for each in trials.values() if record is None or self._away_until else [record]:
+                self._tell(each)
+            self._away_until = 0.0
+        except _DATABASE_ERRORS as error:
+            if not self._away_until:
+                log.warning("the Optuna study lags behind, its database is away: %s", error)
+            # Optuna tries for many seconds by itself.
+            self._away_until = time.monotonic() + _RETRY_S
+
+    def catch_up(self, trials: dict[str, TrialRecord]) -> None:
+        """Tells the study what it has missed, if its database was away."""
+        if self._away_until:
+            self.update(trials)
+
+    def _tell(self, record: TrialRecord) -> None:
+        number = self._numbers.get(record.trial_id)
+        if number is None:
+            running = TrialRecord(record.trial_id, record.number, record.params)
+            self.study.add_trial(frozen_trial(running, self._space, self._metric))
+            number = self.study.get_trials(deepcopy=False)[-1].number
+            self._numbers[record.trial_id] = number
+        frozen = self.study.get_trials(deepcopy=False)[number]
         if frozen.state != TrialState.RUNNING:
             return
         trial = optuna.trial.Trial(self.study, frozen._trial_id)
         for step, values in sorted(record.reports.items()):
             if step not in frozen.intermediate_values and self._metric in values:
                 trial.report(values[self._metric], step)
-        if record.status == "running":
-            return
-        trial.set_user_attr("reason", record.reason)
-        trial.set_user_attr("reports", json.dumps(record.reports))
-        best = record.best(self._metric)
-        state = _STATES[record.status]
-        if state == TrialState.COMPLETE and best is not None:
-            self.study.tell(frozen.number, best[1])
-        else:
-            self.study.tell(frozen.number, state=state)
-
-    def _find(self, trial_id: str) -> optuna.trial.FrozenTrial:
-        found = [t for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get(_ID) == trial_id]
-        return next((t for t in found if t.state == TrialState.RUNNING), found[-1])
+        if record.status != "running":
+            trial.set_user_attr("reason", record.reason)
+            trial.set_user_attr("reports", json.dumps(record.reports))
+            state = _STATES[record.status]
+            self.study.tell(number, _value(record, self._metric), state=state)
 
 
-def active(space: Space) -> list[tuple[str, Any]]:
-    """The searched parameters, each after those that its condition names."""
-    from dtr_ray.config.space import ordered
-
-    return [(name, space[name]) for name in ordered(space)]
+def frozen_trial(record: TrialRecord, space: Space, metric: str) -> FrozenTrial:
+    """A trial as Optuna keeps it: reports by training step, and the best value of a completed one."""
+    params = by_key(space, record.params)
+    return optuna.trial.create_trial(
+        state=_STATES[record.status],
+        value=_value(record, metric),
+        params=params,
+        distributions={key: _distribution(space[key]) for key in params},
+        intermediate_values={step: v[metric] for step, v in record.reports.items() if metric in v},
+        user_attrs={_ID: record.trial_id},
+    )
 
 
 def importances(records: list[TrialRecord], space: Space, metric: str) -> tuple[int, dict[str, float]]:
-    """How much each parameter matters for the value at the first step that all these trials have reported.
+    """How much each parameter matters for the value at the first step that all trials have reported.
 
-    Early stopping leaves few complete trials, all of them good; at their first common step all trials can
-    be compared. Returns (step, importance by parameter); empty where there are too few trials to tell.
+    Early stopping leaves few complete trials, all of them good; at their first common step all trials that
+    have a value can be compared. Returns (step, importance by parameter); empty where there are too few
+    trials to tell.
     """
-    common = set.intersection(*(set(r.reports) for r in records)) if records else set()
+    records = [record for record in records if record.best(metric) is not None]
+    steps = [{step for step, values in r.reports.items() if step and metric in values} for r in records]
+    common = set.intersection(*steps) if records else set()
     if len(records) < 4 or not common:
         return 0, {}
     step = min(common)
-    distributions = {name: _distribution(parameter) for name, parameter in space.items()}
     study = optuna.create_study(direction="minimize")
     for record in records:
-        study.add_trial(
-            optuna.trial.create_trial(
-                params=record.params,
-                distributions={name: distributions[name] for name in record.params},
-                value=record.reports[step][metric],
-            )
-        )
+        values = {step: record.reports[step]}
+        alone = TrialRecord(record.trial_id, record.number, record.params, "completed", reports=values)
+        study.add_trial(frozen_trial(alone, space, metric))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             evaluator = optuna.importance.PedAnovaImportanceEvaluator()
             return step, optuna.importance.get_param_importances(study, evaluator=evaluator)
-        except (ValueError, RuntimeError):
+        except (ValueError, RuntimeError) as error:
+            log.debug("no importances: %s", error)
             return step, {}
+
+
+def _value(record: TrialRecord, metric: str) -> float | None:
+    """The value of a completed trial; Optuna knows the others by their reports."""
+    best = record.best(metric) if record.status == "completed" else None
+    return None if best is None else best[1]
 
 
 def _distribution(parameter: Any) -> optuna.distributions.BaseDistribution:

@@ -1,11 +1,16 @@
 """The end of a sweep on the terminal: best trials, what mattered, and what to type next."""
 
+import shlex
 import statistics
+from collections.abc import Iterator
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from dtr_ray.service.display import clock
+from dtr_ray.service.names import short_names, short_value
+from dtr_ray.service.state import SweepState
 from dtr_ray.service.study import importances
 from dtr_ray.service.sweep import Outcome
 from dtr_ray.service.tracking import ui_command
@@ -16,46 +21,73 @@ _MAX_TRIALS = 5
 def print_summary(outcome: Outcome, console: Console | None = None) -> None:
     """Prints the best trials, the spread, parameter importances, and the next commands."""
     console = console or Console()
-    state, metric = outcome.state, outcome.state.metric
-    ranked = sorted(
-        ((best[1], r.number, best[0], r) for r in state.trials.values() if r.status != "failed" and (best := r.best(metric))),
-        key=lambda row: row[:2],
-    )
-    table = Table(title=f"best of {len(state.trials)} trials", title_justify="left")
-    for heading in ("trial", *state.config.space, "step", metric, "status"):
-        table.add_column(heading)
-    for value, _, step, record in ranked[:_MAX_TRIALS]:
-        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (record.params.get(n, "") for n in state.config.space)]
+    state = outcome.state
+    if state.ranked():
+        console.print(_table(state))
+    for line in (*_figures(state), *_troubles(outcome), *_time(outcome), "", *_next(outcome)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(state: SweepState) -> Table:
+    ranked, names = state.ranked(), short_names(state.config.space)
+    metric = state.metric.partition("_")[0]
+    title = f"the best {min(len(ranked), _MAX_TRIALS)} of {len(state.trials)} trials"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE)
+    for heading in ("trial", *names.values(), "step", metric, "status"):
+        table.add_column(heading, no_wrap=True, min_width=len(heading))
+    for record, step, value in ranked[:_MAX_TRIALS]:
+        cells = [short_value(record.params.get(name, "")) for name in names]
         table.add_row(record.trial_id, *cells, str(step), f"{value:.4g}", record.status)
-    console.print(table)
-    _print_lines(outcome, [row[0] for row in ranked], console)
+    return table
 
 
-def _print_lines(outcome: Outcome, values: list[float], console: Console) -> None:
-    state, metric = outcome.state, outcome.state.metric
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
+def _figures(state: SweepState) -> Iterator[str]:
+    """Spread and importances."""
+    metric = state.metric
+    values = [value for _, _, value in state.ranked()]
     if values:
-        untrained = state.untrained_value
         line = f"{metric}: best {values[0]:.4g}, median of all trials {statistics.median(values):.4g}"
-        say(line + (f", untrained model {untrained:.4g}" if untrained is not None else ""))
+        untrained = state.untrained_value
+        yield line + (f", untrained model {untrained:.4g}" if untrained is not None else "")
     step, weights = importances(list(state.trials.values()), state.config.space, metric)
     if weights:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in weights.items())
-        say(f"importance for {metric} at step {step:,}: {shares}")
+        names = short_names(state.config.space)
+        shares = ", ".join(f"{names.get(key, key)} {share:.0%}" for key, share in weights.items())
+        yield f"importance for {metric} at step {step:,}: {shares}"
+
+
+def _troubles(outcome: Outcome) -> Iterator[str]:
+    state = outcome.state
     for record in state.failed:
-        say(f"{record.trial_id} failed: {record.reason} (traceback: {state.trial_folder(record.trial_id) / 'error.txt'})")
-    spent = sum(r.train_seconds for r in state.trials.values())
-    share = spent / max(outcome.fit_seconds * outcome.num_concurrent, 1e-9)
-    say(f"{clock(state.seconds)} in all; trials trained for {share:.0%} of the time they could have")
+        traceback = state.trial_folder(record.trial_id) / "error.txt"
+        where = f" (traceback: {traceback})" if traceback.exists() else ""
+        yield f"{record.trial_id} failed: {record.reason}{where}"
     if outcome.records_waiting:
-        say(f"MLflow at {outcome.tracking_uri} has not taken {outcome.records_waiting} records yet: --resume sends them")
+        uri, count = outcome.tracking_uri, outcome.records_waiting
+        yield f"MLflow at {uri} has not taken {count} records; they wait on disk, and --resume sends them"
     if outcome.error:
-        say(f"the sweep ended early: {outcome.error}")
-    say("")
-    say(f"results     {state.folder}/trials.csv, best.json" + (", montage.png" if outcome.montage else ""))
-    say(f"compare     {ui_command(outcome.tracking_uri)}")
+        yield f"the sweep ended early: {outcome.error}"
+
+
+def _time(outcome: Outcome) -> Iterator[str]:
+    state = outcome.state
+    if not outcome.fit_seconds:
+        yield f"all trials had ended before; {clock(state.seconds)} in all"
+        return
+    spent = sum(record.train_seconds for record in state.trials.values())
+    wall = sum(record.wall_s for record in state.trials.values())
+    share = f"{spent / max(wall, 1e-9):.0%}"
+    yield f"{clock(state.seconds)} in all; trials spent {share} of their time in training steps"
+
+
+def _next(outcome: Outcome) -> Iterator[str]:
+    folder = outcome.state.folder
+    files = [
+        "trials.csv",
+        *(["best.json"] if outcome.best else []),
+        *(["montage.png"] if outcome.montage else []),
+    ]
+    yield f"results     {folder}: {', '.join(files)}"
+    yield f"compare     {ui_command(outcome.tracking_uri)}"
     if outcome.best is not None:
-        say(f"train best  python -m dtr_ray.train_best {state.folder}")
+        yield f"train best  python -m dtr_ray.train_best {shlex.quote(str(folder))}"

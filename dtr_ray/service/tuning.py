@@ -1,10 +1,13 @@
-"""Ray Tune's view of a sweep: a searcher, a scheduler and a stopper that ask SweepState, and decide nothing.
+"""Ray Tune's part in a sweep: it runs trials, and asks SweepState what is next and who stops.
 
-Tune runs the trials; what is next, who stops and what is remembered is the sweep's own, because Tune tells
-Optuna of pruned trials as if they were complete, and forgets its rungs when it is killed.
+Tune decides nothing and remembers nothing, because it tells Optuna of pruned trials as if they were
+complete, and forgets its rungs when it is killed.
 """
 
 import json
+import logging
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +16,85 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from dtr_ray.service.journal import TrialRecord
+from dtr_ray.config import SweepConfig
+from dtr_ray.config.sweep import ResourcesConfig
+from dtr_ray.service.journal import Status, TrialRecord
 from dtr_ray.service.state import SweepState
+from dtr_ray.service.trial import SweepTrial
 from dtr_ray.training import Report
 
 Launch = Callable[[TrialRecord], dict[str, Any]]
+
+_ENVIRONMENT = {
+    # Ctrl-C ends the sweep at once: all there is to save is on disk.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Tune writes its own state every so often; the journal makes it superfluous.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+_DEFAULT_ENVIRONMENT = {
+    # Ray Train asks its workers for news this often, and so takes this long to see that they are done.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    # A node that is to go is met as one that is gone: the trial is started again. Saves a process a trial.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+
+def run_trials(config: SweepConfig, state: SweepState, num_concurrent: int) -> None:
+    """Lets Ray Tune run trials, `num_concurrent` at a time, until the state has no more or ends."""
+    os.environ.update(_ENVIRONMENT, TUNE_MAX_PENDING_TRIALS_PG=str(num_concurrent))
+    for name, value in _DEFAULT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    scratch = state.folder / ".ray"
+    shutil.rmtree(scratch, ignore_errors=True)
+    searcher = SweepSearcher(state, num_concurrent, _launcher(config, state))
+    tuner = tune.Tuner(
+        tune.with_resources(SweepTrial, tune.PlacementGroupFactory([_need(config.resources)])),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=SweepScheduler(state, searcher),
+            num_samples=-1,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch.resolve()),
+            stop=SweepStopper(state),
+            failure_config=tune.FailureConfig(max_failures=config.failures.retries),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _need(resources: ResourcesConfig) -> dict[str, float]:
+    """What Tune reserves for a trial."""
+    if resources.uses_train:
+        # Its workers are reserved by Ray Train; Tune wants a resource all the same: a MiB of memory.
+        return {"memory": 2**20}
+    need: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    return need | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
+
+
+def _launcher(config: SweepConfig, state: SweepState) -> Launch:
+    """What a trial's process is told."""
+
+    def launch(record: TrialRecord) -> dict[str, Any]:
+        return {
+            "trial_id": record.trial_id,
+            "trial": config.trial_config(record.params).to_dict(),
+            "resources": config.resources.to_dict(),
+            "sweep_folder": str(state.folder.resolve()),
+            # One figure of an untrained model is enough: at step 0 all trials give pure noise.
+            "evaluate_untrained": record.number == 0,
+        }
+
+    return launch
 
 
 class _Unsaved:
@@ -38,7 +115,7 @@ class SweepSearcher(_Unsaved, Searcher):
         self.ids: dict[str, str] = {}
         """The sweep's trial ids by Tune's, of trials that Tune is running."""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The config of the next trial; None while the cluster is full; FINISHED when no trial is left."""
         if len(self.ids) >= self._max_concurrent:
             return None
@@ -49,15 +126,19 @@ class SweepSearcher(_Unsaved, Searcher):
         self.ids[trial_id] = record.trial_id
         return self._launch(record)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         """Writes down how the trial ended, if the journal does not say so yet."""
         own_id = self.ids.pop(trial_id, None)
         if own_id is None:
             return
         if error:
-            self._state.finish(own_id, "failed", "its process died, more often than failures.retries allows")
+            retries = self._state.config.failures.retries
+            self._state.finish(own_id, "failed", f"its process died {retries + 1} times (failures.retries)")
         elif result is not None and result.get("done") and "failed" in result:
-            self._state.finish(own_id, "failed" if result["failed"] else "completed", result["failed"])
+            status: Status = "failed" if result["failed"] else "completed"
+            self._state.finish(own_id, status, result["failed"], result["seconds"])
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal is saved at every event."""
@@ -70,7 +151,7 @@ class SweepScheduler(_Unsaved, FIFOScheduler):
     """Stops a trial when the sweep's early stopping says so."""
 
     def __init__(self, state: SweepState, searcher: SweepSearcher) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._state = state
         self._searcher = searcher
 
@@ -78,7 +159,7 @@ class SweepScheduler(_Unsaved, FIFOScheduler):
         """Takes the report, and decides."""
         own_id = self._searcher.ids[trial.trial_id]
         report = Report(**json.loads(result["report"]))
-        stop = self._state.report(own_id, report, result["wall_s"])
+        stop = self._state.report(own_id, report, result["seconds"])
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
 

@@ -4,13 +4,12 @@ The same code serves a trial in its own Tune process and every worker of a Ray T
 """
 
 import functools
-import json
+import gc
 import os
-import platform
-import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -19,36 +18,37 @@ from dtr_ray.config import DataConfig, TrialConfig
 from dtr_ray.data import ImageData, load_images
 from dtr_ray.data.cache import cache_dir
 from dtr_ray.distributed import Group
-from dtr_ray.service.records import RecordWriter
+from dtr_ray.models import model_arguments
+from dtr_ray.models.routing import build_mask
+from dtr_ray.service.attempts import AttemptLog
+from dtr_ray.service.pictures import draw_mask
+from dtr_ray.service.provenance import environment
+from dtr_ray.service.records import RecordWriter, record_path
 from dtr_ray.training import Observer, Report, train
 
+MASK_FILE = "mask.png"
 # A trial's former process may need a moment to die after its sweep was killed.
 _LOCK_TIMEOUT_S = 60.0
-_PROGRESS_INTERVAL_S = 0.5
 
 
 class FileObserver(Observer):
-    """Writes metrics to the trial's record file, and a heartbeat for the sweep's display and watchdog."""
+    """Writes metrics to the trial's record file, and signs of life for the sweep's display and watchdog."""
 
-    def __init__(self, sweep_folder: Path, trial_id: str, trial_folder: Path) -> None:
-        self._records = RecordWriter(sweep_folder / "tracking" / trial_id / "worker.jsonl")
+    def __init__(self, config: TrialConfig, sweep_folder: Path, trial_id: str, trial_folder: Path) -> None:
+        self._records = RecordWriter(record_path(sweep_folder, trial_id, "worker"))
         self._prefix = trial_folder.relative_to(sweep_folder).as_posix()
-        self._progress = trial_folder / "progress.json"
-        self._told = 0.0
+        self._attempt = AttemptLog(trial_folder)
+        self._records.tags(environment())
+        if _write_mask(config, trial_folder / MASK_FILE):
+            self._records.artifact(f"{self._prefix}/{MASK_FILE}")
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Records a step's numbers."""
         self._records.metrics(step, values)
 
     def progress(self, step: int, phase: str) -> None:
-        """Renews the heartbeat, at most twice a second."""
-        now = time.monotonic()
-        if now - self._told < _PROGRESS_INTERVAL_S:
-            return
-        self._told = now
-        temporary = self._progress.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"step": step, "phase": phase, "time": time.time()}), encoding="utf-8")
-        temporary.replace(self._progress)
+        """Gives a sign of life."""
+        self._attempt.tell(step, phase)
 
     def evaluated(self, report: Report) -> None:
         """Records an evaluation's numbers and its sample grid."""
@@ -56,8 +56,9 @@ class FileObserver(Observer):
         self._records.artifact(f"{self._prefix}/{report.grid}", "samples")
 
     def close(self) -> None:
-        """Closes the record file."""
+        """Closes the files."""
         self._records.close()
+        self._attempt.close()
 
 
 @functools.lru_cache(maxsize=2)
@@ -66,9 +67,13 @@ def shared_images(config: DataConfig) -> ImageData:
     return load_images(config, cache_dir())
 
 
-def device_of_worker() -> torch.device:
-    """The GPU that Ray has given this process, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+def device_of_worker(use_gpu: bool) -> torch.device:
+    """The GPU that Ray has given this process, or the CPU; raises RuntimeError where PyTorch sees no GPU."""
+    if not use_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RuntimeError("resources.gpus_per_worker asks for a GPU, but PyTorch sees none here")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 @contextmanager
@@ -90,6 +95,7 @@ def run_worker(
     sweep_folder: Path,
     trial_id: str,
     *,
+    use_gpu: bool = False,
     start_from: Path | None = None,
     evaluate_untrained: bool = False,
 ) -> Generator[Report]:
@@ -99,14 +105,12 @@ def run_worker(
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
         torch.set_num_threads(int(threads))
-    data = shared_images(config.data)
     run = functools.partial(
-        train,
+        _train,
         config,
         folder,
-        data,
         group=group,
-        device=device_of_worker(),
+        device=device_of_worker(use_gpu),
         start_from=start_from,
         evaluate_untrained=evaluate_untrained,
     )
@@ -115,20 +119,33 @@ def run_worker(
         return
     folder.mkdir(parents=True, exist_ok=True)
     with sole_owner(folder):
-        observer = FileObserver(sweep_folder, trial_id, folder)
+        observer = FileObserver(config, sweep_folder, trial_id, folder)
         try:
             yield from run(observer=observer)
         finally:
             observer.close()
 
 
-def environment() -> dict[str, str]:
-    """What the run depends on besides its configuration: versions, host and device."""
-    device = device_of_worker()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "env.python": platform.python_version(),
-        "env.torch": torch.__version__,
-        "env.host": platform.node(),
-        "env.device": name,
-    }
+def _train(config: TrialConfig, folder: Path, **kwargs: Any) -> Generator[Report]:
+    """`train` with the images, which may take a while to load."""
+    yield from train(config, folder, shared_images(config.data), **kwargs)
+
+
+def release_memory() -> None:
+    """Gives GPU memory that PyTorch caches back to the device, for whoever comes next."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _write_mask(config: TrialConfig, path: Path) -> bool:
+    """Draws the routing mask, once; returns whether there is one."""
+    if not path.exists():
+        channels = model_arguments(config.resolved_model)["hidden_size"]
+        mask = build_mask(config.routing, config.diffusion.num_timesteps, channels)
+        if mask is None:
+            return False
+        temporary = path.with_suffix(".tmp.png")
+        draw_mask(mask.numpy()).save(temporary)
+        temporary.replace(path)
+    return True

@@ -21,7 +21,8 @@ def check_folder(folder: Path, config: TrialConfig, *, resume: bool) -> None:
     Args:
         folder: the run's.
         config: what is to be trained there.
-        resume: go on with the run that is there; only its length and how often it logs, saves and evaluates may change.
+        resume: go on with the run that is there; only its length, and how often it logs, saves and
+            evaluates, may change.
 
     Raises:
         ValueError: the folder holds a run already (or none, with `resume`), or another one.
@@ -29,7 +30,7 @@ def check_folder(folder: Path, config: TrialConfig, *, resume: bool) -> None:
     path = folder / CONFIG_FILE
     exists = path.exists()
     if exists and not resume:
-        raise ValueError(f"{folder} holds a run already: --resume goes on with it, --output DIR starts another")
+        raise ValueError(f"{folder} holds a run already: --resume goes on, --output DIR starts another")
     if resume and not exists:
         raise ValueError(f"there is no run to resume in {folder}")
     if exists:

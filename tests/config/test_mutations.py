@@ -21,11 +21,17 @@ VALUES = st.one_of(
     st.integers(),
     st.floats(),
     st.text(max_size=8),
-    st.sampled_from(["none", "dtr", "p2", "folder", "DiT-S/2", "1e-4", 10**400, -1, 0, 0.5, [], {}, {"name": "p2"}]),
+    st.sampled_from(
+        ["none", "dtr", "p2", "folder", "DiT-S/2", "1e-4", 10**400, -1, 0, 0.5, [], {}, {"name": "p2"}]
+    ),
     st.lists(st.integers(), max_size=3),
-    st.dictionaries(st.sampled_from(["name", "type", "low", "high", "values", "when"]), st.integers(), max_size=3),
+    st.dictionaries(
+        st.sampled_from(["name", "type", "low", "high", "values", "when"]), st.integers(), max_size=3
+    ),
 )
-NAMES = st.sampled_from(["name", "type", "when", "routing.alpha", "weighting.gamma@x", "a.b", "<<", "", "@", "1", "trial"])
+NAMES = st.sampled_from(
+    ["name", "type", "when", "routing.alpha", "weighting.gamma@x", "a.b", "<<", "", "@", "1", "trial"]
+)
 
 
 QUICK = settings(
@@ -39,7 +45,9 @@ QUICK = settings(
 
 def paths(values: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """All places in nested values, the top left out."""
-    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    items = (
+        values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    )
     return [path for key, value in items for path in [(*here, key), *paths(value, (*here, key))]]
 
 
@@ -87,8 +95,14 @@ def test_a_changed_tree_gives_a_config_or_a_config_error(
 
 
 @QUICK
-@given(st.integers(0, len(QUICKSTART)), st.integers(0, 12), st.text(max_size=6) | st.sampled_from("[]{}:,*&!|>%@`'\"\t#-?"))
-def test_a_changed_text_gives_a_config_or_a_config_error(tmp_path: Path, start: int, length: int, new: str) -> None:
+@given(
+    st.integers(0, len(QUICKSTART)),
+    st.integers(0, 12),
+    st.text(max_size=6) | st.sampled_from("[]{}:,*&!|>%@`'\"\t#-?"),
+)
+def test_a_changed_text_gives_a_config_or_a_config_error(
+    tmp_path: Path, start: int, length: int, new: str
+) -> None:
     path = tmp_path / "changed.yaml"
     text = QUICKSTART[:start] + new + QUICKSTART[start + length :]
     path.write_bytes(text.encode("utf-8", errors="surrogatepass"))
@@ -97,8 +111,13 @@ def test_a_changed_text_gives_a_config_or_a_config_error(tmp_path: Path, start: 
 
 @pytest.mark.filterwarnings("ignore::dtr_ray.config.errors.ConfigWarning")
 @QUICK
-@given(st.sampled_from(["routing", "routing.alpha", "trial", "space", "space.routing.beta", "best", "name", "search"])
-       | st.text(max_size=8), st.text(max_size=8) | VALUES.map(repr))
+@given(
+    st.sampled_from(
+        ["routing", "routing.alpha", "trial", "space", "space.routing.beta", "best", "name", "search"]
+    )
+    | st.text(max_size=8),
+    st.text(max_size=8) | VALUES.map(repr),
+)
 def test_any_set_gives_a_config_or_a_config_error(tmp_path: Path, key: str, value: str) -> None:
     path = tmp_path / "good.yaml"
     path.write_text(GOOD, encoding="utf-8")

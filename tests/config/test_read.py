@@ -38,7 +38,11 @@ def test_ffhq_is_the_papers_protocol() -> None:
     trial = sweep.trial
     assert (trial.model.name, trial.data.sample_shape, trial.data.classes) == ("DiT-B/2", (4, 32, 32), 1)
     assert (trial.training.lr, trial.training.batch_size, trial.training.num_steps) == (1e-4, 256, 100_000)
-    assert (trial.training.ema_decay, trial.training.weight_decay, trial.data.horizontal_flip) == (0.9999, 0, True)
+    assert (trial.training.ema_decay, trial.training.weight_decay, trial.data.horizontal_flip) == (
+        0.9999,
+        0,
+        True,
+    )
     assert (trial.diffusion.schedule, trial.diffusion.num_timesteps) == ("cosine", 1000)
     assert (trial.sampling.sampler, trial.sampling.num_steps, sweep.objective) == ("ddpm", 250, "fid_10k")
 
@@ -69,7 +73,9 @@ def test_a_missing_file_of_feature_weights_and_a_missing_vae_are_told(tmp_path: 
 
 
 def test_numbers_and_words_are_read_as_yaml_1_2(tmp_path: Path) -> None:
-    text = "training: {lr: 1e-4, weight_decay: .5, ema_warmup: true, gradient_clip: null, num_steps: 0x1000}\n"
+    text = (
+        "training: {lr: 1e-4, weight_decay: .5, ema_warmup: true, gradient_clip: null, num_steps: 0x1000}\n"
+    )
     training = read_trial(write(tmp_path, text + "evaluation: {every_steps: 010}\n")).training
     assert (training.lr, training.weight_decay, training.ema_warmup) == (1e-4, 0.5, True)
     assert (training.gradient_clip, training.num_steps) == (None, 4096)
@@ -107,7 +113,9 @@ def test_a_sweeps_file_is_no_trials_file(tmp_path: Path) -> None:
 
 
 def test_aliases_are_written_out(tmp_path: Path) -> None:
-    text = GOOD.replace("low: 1, high: 8}", "low: 1, high: &most 8}").replace("routing.alpha: 4", "routing.alpha: *most")
+    text = GOOD.replace("low: 1, high: 8}", "low: 1, high: &most 8}").replace(
+        "routing.alpha: 4", "routing.alpha: *most"
+    )
     assert read_sweep(write(tmp_path, text)).search.starting_points[0]["routing.alpha"] == 8
 
 

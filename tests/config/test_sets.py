@@ -43,7 +43,9 @@ def test_a_trials_file_takes_the_same_keys(tmp_path: Path) -> None:
 
 
 def test_values_are_yaml(good: Path) -> None:
-    sweep = read_sweep(good, ["search.starting_points=[{routing.alpha: 2}]", "tracking.uri='8'", "budget.max_hours="])
+    sweep = read_sweep(
+        good, ["search.starting_points=[{routing.alpha: 2}]", "tracking.uri='8'", "budget.max_hours="]
+    )
     assert sweep.search.starting_points == [{"routing.alpha": 2}]
     assert (sweep.tracking.uri, sweep.budget.max_hours) == ("8", None)
 

@@ -1,5 +1,6 @@
 """The sweep's state survives being dropped after any event, and decides as if it had not been."""
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,9 @@ def test_the_study_is_told_pruned_at_the_training_step_and_failed_as_failed(tmp_
     config = sweep(search={"num_trials": 3})
     state = SweepState(config, tmp_path)
     first, second, third = (state.next_trial() for _ in range(3))
-    assert first != "finished" and second != "finished" and third != "finished"
+    assert first != "finished"
+    assert second != "finished"
+    assert third != "finished"
     state.report(first.trial_id, report(first.params, 100, 1.0))
     assert state.report(second.trial_id, report(second.params, 100, 2.0)) is not None
     state.finish(third.trial_id, "failed", "TrainingDivergedError: the loss is nan at step 50")
@@ -124,16 +127,113 @@ def test_the_study_is_told_pruned_at_the_training_step_and_failed_as_failed(tmp_
     assert trials[2].user_attrs["reason"].startswith("TrainingDivergedError")
 
 
-def test_a_trial_asked_for_but_never_journaled_is_asked_for_again(tmp_path: Path) -> None:
+def test_a_trial_suggested_but_never_journaled_is_suggested_again(tmp_path: Path) -> None:
     """The process may die between Optuna's answer and the journal."""
-    config = sweep(search={"num_trials": 2})
+    config = sweep(search={"num_trials": 6, "num_startup_trials": 2})
     state = SweepState(config, tmp_path)
-    lost = state._study.suggest(0, "t0000")
+    for _ in range(4):
+        trial = state.next_trial()
+        assert trial != "finished"
+        state.report(trial.trial_id, report(trial.params, 400))
+        state.finish(trial.trial_id, "completed")
+    lost = state._suggester.suggest(4, state.trials)
+    again = SweepState(config, tmp_path).next_trial()
+    assert again != "finished"
+    assert again.params == lost
+
+
+def test_a_study_that_lost_its_trials_is_told_them_again(tmp_path: Path) -> None:
+    config = sweep(search={"num_trials": 5})
+    whole = run(config, tmp_path)
+    before = whole._mirror.study.trials
+    (tmp_path / "study.db").unlink()
+    after = SweepState(config, tmp_path)._mirror.study.trials
+    keys = ("number", "state", "params", "values", "intermediate_values", "user_attrs")
+    assert [[getattr(t, key) for key in keys] for t in after] == [
+        [getattr(t, key) for key in keys] for t in before
+    ]
+
+
+def test_two_sweeps_of_one_name_do_not_share_a_study(tmp_path: Path) -> None:
+    config = sweep(storage={"study": f"sqlite:///{tmp_path / 'shared.db'}"})
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    SweepState(config, tmp_path / "a")
+    with pytest.raises(ValueError, match="another sweep's"):
+        SweepState(config, tmp_path / "b")
+
+
+def test_a_study_that_cannot_be_opened_is_the_users_error_without_the_password(tmp_path: Path) -> None:
+    config = sweep(storage={"study": "sqlite://me:secret@/nowhere/at/all.db"})
+    with pytest.raises(ValueError, match="cannot be opened") as error:
+        SweepState(config, tmp_path)
+    assert "secret" not in str(error.value)
+
+
+def test_two_ranges_of_one_parameter_are_searched_under_their_conditions(tmp_path: Path) -> None:
+    space = {
+        "weighting.name": {"type": "choice", "values": ["min_snr", "p2"]},
+        "weighting.gamma": {"type": "choice", "values": [1, 5], "when": {"weighting.name": "min_snr"}},
+        "weighting.gamma@p2": {"type": "uniform", "low": 0.5, "high": 0.9, "when": {"weighting.name": "p2"}},
+    }
+    config = sweep(
+        space=space, search={"num_trials": 8, "num_startup_trials": 4}, early_stopping={"name": "none"}
+    )
+    state = SweepState(config, tmp_path)
+    for _ in range(8):
+        trial = state.next_trial()
+        assert trial != "finished"
+        gamma = trial.params["weighting.gamma"]
+        assert gamma in (1, 5) if trial.params["weighting.name"] == "min_snr" else 0.5 <= gamma <= 0.9
+        state.report(trial.trial_id, report(trial.params, 400, gamma))
+        state.finish(trial.trial_id, "completed")
+    assert len({t.params["weighting.name"] for t in state.trials.values()}) == 2
+    keys = {key for t in state._mirror.study.trials for key in t.params}
+    assert keys == set(space)
+
+
+def test_a_sweep_that_gave_up_can_be_resumed_and_forgives_what_had_failed(tmp_path: Path) -> None:
+    config = sweep(failures={"max_failed_trials": 1})
+    state = SweepState(config, tmp_path)
+    for _ in range(2):
+        trial = state.next_trial()
+        assert trial != "finished"
+        state.finish(trial.trial_id, "failed", "the disk is full")
+    assert state.ending is not None
     again = SweepState(config, tmp_path)
-    trial = again.next_trial()
+    for limit in (None, "2 trials failed"):
+        trial = again.next_trial()
+        assert trial != "finished"
+        again.finish(trial.trial_id, "failed", "the disk is full")
+        assert (again.ending or "").startswith(limit or "")
+        assert (again.ending is None) == (limit is None)
+
+
+def test_seconds_add_up_over_reports_that_are_repeated_after_a_crash(tmp_path: Path) -> None:
+    state = SweepState(sweep(), tmp_path)
+    trial = state.next_trial()
     assert trial != "finished"
-    assert trial.params == lost
-    assert len(again.trials) == 1
+    state.report(trial.trial_id, report(trial.params, 100), 5.0)
+    state.report(trial.trial_id, report(trial.params, 100), 3.0)  # by a second process
+    state.report(trial.trial_id, report(trial.params, 200), 4.0)
+    again = SweepState(sweep(), tmp_path)
+    again.finish(trial.trial_id, "completed", seconds=1.0)
+    assert again.trials[trial.trial_id].wall_s == 13.0
+    assert again.device_hours == pytest.approx(13.0 / 3600)
+
+
+def test_a_spent_budget_ends_the_sweep_and_a_larger_one_goes_on(tmp_path: Path) -> None:
+    state = SweepState(sweep(budget={"max_device_hours": 1.0}), tmp_path)
+    trial = state.next_trial()
+    assert trial != "finished"
+    state.report(trial.trial_id, report(trial.params, 100), 3601.0)
+    state.check_budget()
+    assert state.budget_spent
+    assert state.ending == "the budget of 1 device-hours is spent"
+    assert state.next_trial() == "finished"
+    again = SweepState(sweep(budget={"max_device_hours": 2.0}), tmp_path).next_trial()
+    assert again != "finished"
+    assert again.trial_id == trial.trial_id
 
 
 def test_a_line_torn_by_a_crash_never_happened(tmp_path: Path) -> None:
@@ -164,7 +264,8 @@ def test_too_many_failures_end_the_sweep_with_their_reasons(tmp_path: Path) -> N
         assert trial != "finished"
         state.finish(trial.trial_id, "failed", "out of memory")
     assert state.ending is not None
-    assert "2 trials have failed" in state.ending and "out of memory" in state.ending
+    assert "2 trials failed" in state.ending
+    assert "out of memory" in state.ending
     assert state.next_trial() == "finished"
 
 
@@ -184,7 +285,8 @@ def test_the_untrained_model_is_a_figure_but_never_the_best(tmp_path: Path) -> N
     state.report(trial.trial_id, report(trial.params, 100, 5.0))
     assert state.untrained_value == 0.001
     best = state.best()
-    assert best is not None and best[2] == 5.0
+    assert best is not None
+    assert best[2] == 5.0
 
 
 def test_importances_find_the_parameter_that_matters(tmp_path: Path) -> None:
@@ -193,3 +295,22 @@ def test_importances_find_the_parameter_that_matters(tmp_path: Path) -> None:
     step, shares = importances(list(state.trials.values()), config.space, METRIC)
     assert step == 100
     assert max(shares, key=lambda name: shares[name]) == "routing.alpha"
+
+
+def test_a_database_that_goes_away_is_warned_of_once_stops_nothing_and_is_told_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = SweepState(sweep(), tmp_path)
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute("ALTER TABLE trials RENAME TO away")
+    for _ in range(2):
+        trial = state.next_trial()
+        assert trial != "finished"
+        state.report(trial.trial_id, report(trial.params, 400))
+        state.finish(trial.trial_id, "completed")
+    assert [r.message[:26] for r in caplog.records] == ["the Optuna study lags behi"]
+    assert [t.status for t in state.trials.values()] == ["completed", "completed"]
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute("ALTER TABLE away RENAME TO trials")
+    state.close()
+    assert [t.state for t in state._mirror.study.trials] == [TrialState.COMPLETE] * 2

@@ -14,7 +14,7 @@ def test_a_folder_is_claimed_once_and_resumed_as_it_was(tmp_path: Path):
     assert not folder.exists()
     claim_folder(folder, config, resume=False)
     assert TrialConfig.load(folder / "trial.json") == config
-    with pytest.raises(ValueError, match="holds a run already: --resume goes on with it"):
+    with pytest.raises(ValueError, match="holds a run already: --resume goes on"):
         claim_folder(folder, config, resume=False)
     claim_folder(folder, config, resume=True)
 

@@ -1,0 +1,110 @@
+"""`python -m dtr_ray.train_best [SWEEP_DIR]`: the best trial's configuration, for the full schedule."""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtr_ray.command import Parser, run_command
+
+if TYPE_CHECKING:
+    from dtr_ray.service.best import BestTrial
+
+ROOT = Path("runs")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Finds the best trial, trains, evaluates, exports and registers."""
+    parser = Parser(prog="python -m dtr_ray.train_best", description="Train the best trial to the end.")
+    source = parser.add_mutually_exclusive_group()
+    newest = "its folder; default: the newest in runs/"
+    source.add_argument("sweep", nargs="?", type=Path, metavar="SWEEP_DIR", help=newest)
+    source.add_argument("--experiment", metavar="NAME", help="find the best trial in MLflow instead")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: SWEEP_DIR/best")
+    parser.add_argument("--resume", action="store_true", help="go on where it was stopped or killed")
+    parser.add_argument("--from-checkpoint", action="store_true", help="go on from the trial's checkpoint")
+    parser.add_argument("--workers", type=int, metavar="N", help="default: the trial's, or all CPUs")
+    options = parser.parse_args(arguments)
+    words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--resume"]
+
+    def resume() -> str:
+        # The newest sweep may be another one by then.
+        found = [str(options.found)] if hasattr(options, "found") else []
+        return shlex.join([*parser.prog.split(), *found, *words, "--resume"])
+
+    return run_command(lambda: _run(options), resume=resume)
+
+
+def _run(options: argparse.Namespace) -> int:
+    best = _find(options)
+    from dtr_ray.config.read import change_trial
+    from dtr_ray.data import check_data
+    from dtr_ray.service import cluster
+    from dtr_ray.service.final_run import (
+        RESULT_FILE,
+        FinalRun,
+        check_workers,
+        final_config,
+        final_resources,
+        run_final,
+    )
+    from dtr_ray.training.folder import check_folder
+
+    source = f"trial {best.trial_id} of {best.folder}"
+    config = change_trial(final_config(best), options.set, source)
+    check_data(config.data)
+    check_workers(options.workers, config.training.batch_size)
+    folder = options.output or best.folder / "best"
+    start_from = None
+    if options.from_checkpoint:
+        if best.checkpoint is None:
+            raise ValueError(f"--from-checkpoint: the checkpoint of {source} is not there any more")
+        start_from = best.checkpoint
+    check_folder(folder / "trials" / "best", config, resume=options.resume)
+    done = folder / RESULT_FILE
+    if options.resume and done.exists():
+        result = json.loads(done.read_text(encoding="utf-8"))
+        if result["config"] == config.to_dict() and result["mlflow"]["registered"]:
+            _print(result, folder)
+            return 0
+    found, steps = f"{best.metric} {best.value:.4g}", f"{config.training.num_steps:,} steps"
+    print(f"training {source} ({found}) for {steps} in {folder}")
+    cluster.connect(dashboard=True)
+    resources = final_resources(best, config.training.batch_size, options.workers)
+    print(f"on {cluster.describe(resources)}", flush=True)
+    run = FinalRun(best, config, folder, resources, start_from)
+    _print(run_final(run, resume=options.resume), folder)
+    return 0
+
+
+def _find(options: argparse.Namespace) -> "BestTrial":
+    from dtr_ray.service.best import best_in_experiment, best_in_folder, newest_sweep
+
+    if options.experiment is not None:
+        return best_in_experiment(options.experiment, ROOT)
+    folder = options.sweep
+    if folder is None:
+        folder = options.found = newest_sweep(ROOT)
+    return best_in_folder(folder)
+
+
+def _print(result: dict[str, Any], folder: Path) -> None:
+    from dtr_ray.service.tracking import ui_command
+
+    mlflow = result["mlflow"]
+    model = folder / result["export"]
+    print(f"\n{result['metric']}: {result['value']:.6g} after {result['step']:,} steps")
+    print(f"model     {model} (samples.png, trial.json, README.md)")
+    if mlflow["registered"]:
+        print(f"registry  {mlflow['registered']['name']}, version {mlflow['registered']['version']}")
+    else:
+        print(f"registry  not registered: {mlflow['reason']}; --resume tries again")
+    print(f"compare   {ui_command(mlflow['tracking_uri'])}")
+    print(f"sample    python -m dtr_ray.sample {shlex.quote(str(model))} --output samples.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Kills sweeps and resumes them, and compares what they leave behind with an undisturbed run."""
+
+import csv
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from tiny_sweeps import (
+    METRIC,
+    TIMES,
+    SweepCommand,
+    attempts,
+    expected_log_steps,
+    folder_of,
+    read_json,
+    records,
+    snapshot,
+    sweep_command,
+    timeless,
+)
+
+from dtr_ray.config import SweepConfig
+from dtr_ray.service.attempts import read_heartbeat
+from dtr_ray.service.journal import read_events
+
+SIGNALS = {
+    "kill driver": (signal.SIGKILL, False),
+    "kill group": (signal.SIGKILL, True),
+    "Ctrl-C": (signal.SIGINT, True),
+    "SIGTERM": (signal.SIGTERM, False),
+}
+
+
+@dataclass
+class Round:
+    """One interruption."""
+
+    how: str
+    after_s: float
+    """Seconds since the process was started."""
+    running: str
+    """What trials were doing."""
+    code: int
+    output: str
+    gone_s: float | None = None
+    """Seconds until the last of its processes was gone; None where that was not waited for."""
+
+
+def run_to_the_end(config: SweepConfig, *options: str) -> str:
+    """Runs the command, which must succeed; returns what it printed."""
+    with sweep_command(config, *options) as command:
+        assert command.wait(300.0) == 0, command.output
+        return command.output
+
+
+def interrupt(config: SweepConfig, how: str, rng: random.Random, *, wait_gone: bool) -> Round | None:
+    """Starts or resumes the sweep and sends it a signal at a random moment; None if it ended before."""
+    folder = folder_of(config)
+    with sweep_command(config, "--resume") as command:
+        if rng.random() < 0.25:
+            # Anywhere in its start, before the first trial trains.
+            time.sleep(rng.uniform(0.0, 10.0))
+        else:
+            before = _steps_made(folder)
+            while _steps_made(folder) == before and command.process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0.0, 1.5))
+        if command.process.poll() is not None:
+            assert command.process.returncode == 0, command.output
+            return None
+        signum, group = SIGNALS[how]
+        after_s, running = time.monotonic() - command.started, ", ".join(_doing(folder)) or "nothing yet"
+        command.signal(signum, group=group)
+        code = command.wait(30.0)
+        found = Round(how, after_s, running, code, command.output)
+        if wait_gone:
+            found.gone_s = command.wait_gone(60.0)
+            left = snapshot(folder)
+            time.sleep(0.5)
+            assert snapshot(folder) == left, "something still writes"
+        else:
+            _forget(command)
+        return found
+
+
+def _forget(command: SweepCommand) -> None:
+    """Lets processes that the kill has left be: the next one has to cope with them."""
+    command.end = lambda: None  # type: ignore[method-assign]
+
+
+def _steps_made(folder: Path) -> int:
+    trials = (folder / "trials").glob("t*")
+    return sum(attempt.num_steps for trial in trials for attempt in attempts(folder, trial.name))
+
+
+def _doing(folder: Path) -> Iterator[str]:
+    for trial in records(folder).values():
+        if trial.status == "running":
+            beat = read_heartbeat(folder / "trials" / trial.trial_id)
+            yield f"{trial.trial_id} {beat['phase']} {beat['step']}" if beat else f"{trial.trial_id} starting"
+
+
+def check_same(config: SweepConfig, other: SweepConfig) -> None:
+    """Two sweeps have run the same trials with the same parameters, decisions, values and files."""
+    one, two = folder_of(config), folder_of(other)
+    assert [timeless(r) for r in records(one).values()] == [timeless(r) for r in records(two).values()]
+    assert _timeless_rows(one) == _timeless_rows(two)
+    for name in ("trial_id", "metric", "mode", "value", "step", "config", "checkpoint"):
+        assert read_json(one / "best.json")[name] == read_json(two / "best.json")[name]
+    assert _study(config) == _study(other)
+
+
+def _timeless_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+
+
+def _study(config: SweepConfig) -> list[tuple[Any, ...]]:
+    url = f"sqlite:///{folder_of(config) / 'study.db'}"
+    study = optuna.load_study(study_name=config.name, storage=url)
+    return [(t.number, t.state, t.params, t.values, t.intermediate_values) for t in study.trials]
+
+
+def check_accounts(config: SweepConfig) -> None:
+    """Every suggested trial is there once and has ended once; none is missing."""
+    folder = folder_of(config)
+    events = read_events(folder / "journal.jsonl")
+    count = config.search.num_trials
+    assert [e["number"] for e in events if e["event"] == "trial"] == list(range(count))
+    ends = Counter(e["id"] for e in events if e["event"] == "end" or (e["event"] == "report" and e["stop"]))
+    assert ends == {trial_id: 1 for trial_id in records(folder)}
+    reports = Counter((e["id"], e["step"]) for e in events if e["event"] == "report")
+    assert set(reports.values()) == {1}
+    assert len(_study(config)) == count
+    for trial in records(folder).values():
+        every, total = config.trial.evaluation.every_steps, config.trial.training.num_steps
+        assert trial.status in ("completed", "pruned")
+        assert (trial.status == "completed") == (trial.last_step == total)
+        first = 0 if trial.number == 0 else every
+        assert sorted(trial.reports) == list(range(first, trial.last_step + 1, every))
+
+
+def check_steps(config: SweepConfig) -> int:
+    """No interruption cost more than a checkpoint's interval; returns the steps that were made again."""
+    folder, again = folder_of(config), 0
+    for trial_id, trial in records(folder).items():
+        made = [a for a in attempts(folder, trial_id) if a.num_steps]
+        assert made[0].from_step == 0
+        assert made[-1].to_step == trial.last_step
+        for before, after in zip(made, made[1:], strict=False):
+            assert before.to_step is not None
+            assert after.from_step is not None
+            assert 0 <= before.to_step - after.from_step <= config.trial.checkpoint_every_steps
+            again += before.to_step - after.from_step
+    return again
+
+
+def check_mlflow(config: SweepConfig, uri: str | None = None) -> None:
+    """One run for the sweep and one a trial, with every step of every metric once."""
+    folder = folder_of(config)
+    client = MlflowClient(tracking_uri=uri or f"sqlite:///{folder.parent / 'mlflow.db'}")
+    parent, children = runs_of(client, config.name)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["dtr_ray.status"] == "completed"
+    trials = records(folder)
+    assert sorted(children) == sorted(trials)
+    for trial_id, run in children.items():
+        trial = trials[trial_id]
+        assert run.data.tags["dtr_ray.status"] == trial.status
+        assert (
+            run.info.status == {"completed": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}[trial.status]
+        )
+        history = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+        assert [m.step for m in by_step(history["train_loss"])] == expected_log_steps(config, trial)
+        for name in (METRIC, *TIMES):
+            values = {m.step: m.value for m in history[name]}
+            assert len(values) == len(history[name])
+            assert values == {step: metrics[name] for step, metrics in trial.reports.items()}
+
+
+def by_step(history: list[Any]) -> list[Any]:
+    return sorted(history, key=lambda metric: metric.step)
+
+
+def runs_of(client: MlflowClient, experiment: str) -> tuple[Run, dict[str, Run]]:
+    """The sweep's run and those of its trials by trial id; each trial has one run, and the sweep has one."""
+    found = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([found.experiment_id], max_results=1000)
+    parents = [run for run in runs if run.data.tags["dtr_ray.kind"] == "sweep"]
+    assert len(parents) == 1
+    children = [run for run in runs if run.data.tags["dtr_ray.kind"] == "trial"]
+    assert len(children) + 1 == len(runs)
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parents[0].info.run_id}
+    ids = [run.data.tags["dtr_ray.trial_id"] for run in children]
+    assert len(set(ids)) == len(ids)
+    return parents[0], dict(zip(ids, children, strict=True))

@@ -1,0 +1,122 @@
+"""A sweep that is interrupted, killed, or complete already, and goes on with --resume."""
+
+import random
+import shlex
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from kills import Round, check_accounts, check_mlflow, check_same, check_steps, interrupt, run_to_the_end
+from tiny_sweeps import folder_of, records, snapshot, sweep_command, tiny_sweep
+
+from dtr_ray.config import SweepConfig
+from dtr_ray.service.sweep import run_sweep
+
+CHANGES = {
+    "resources__max_concurrent": 1,
+    "search__num_trials": 4,
+    "trial__training__num_steps": 60,
+    "trial__evaluation__every_steps": 20,
+    "early_stopping__grace_steps": 20,
+    "trial__training__batch_size": 96,
+}
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A sweep that was ended by Ctrl-C, SIGTERM and SIGKILL, and one of the same seed that was not."""
+
+    config: SweepConfig
+    undisturbed: SweepConfig
+    rounds: dict[str, Round]
+    output: str
+    """What the last --resume printed."""
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Interrupted:
+    undisturbed = tiny_sweep(tmp_path_factory.mktemp("undisturbed"), **CHANGES)
+    run_to_the_end(undisturbed)
+    config = tiny_sweep(tmp_path_factory.mktemp("interrupted"), **CHANGES)
+    rng = random.Random(1)
+    rounds = {}
+    for how in ("Ctrl-C", "SIGTERM", "kill driver"):
+        found = interrupt(config, how, rng, wait_gone=how != "kill driver")
+        assert found is not None
+        rounds[how] = found
+    return Interrupted(config, undisturbed, rounds, run_to_the_end(config, "--resume"))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+def test_an_interrupt_ends_everything_within_seconds_and_prints_the_command_that_goes_on(
+    interrupted: Interrupted, how: str
+):
+    found = interrupted.rounds[how]
+    assert found.code == 130
+    assert found.gone_s is not None
+    assert found.gone_s < 15.0
+    assert "Traceback" not in found.output
+    lines = found.output.splitlines()
+    assert lines[-2] == "interrupted; everything is kept. To go on:"
+    words = shlex.split(lines[-1])
+    assert words[:3] == ["python", "-m", "dtr_ray.sweep"]
+    assert words[-1] == "--resume"
+
+
+def test_a_sweep_interrupted_and_killed_equals_an_undisturbed_one(interrupted: Interrupted):
+    assert interrupted.rounds["kill driver"].code == -9
+    check_same(interrupted.config, interrupted.undisturbed)
+
+
+def test_an_interrupted_sweep_accounts_for_every_trial_and_step_once(interrupted: Interrupted):
+    for config in (interrupted.config, interrupted.undisturbed):
+        check_accounts(config)
+        check_mlflow(config)
+    assert check_steps(interrupted.undisturbed) == 0
+    check_steps(interrupted.config)
+
+
+def test_resuming_a_complete_sweep_prints_its_summary_without_ray(interrupted: Interrupted):
+    folder = folder_of(interrupted.config)
+    before = {
+        name: state for name, state in snapshot(folder).items() if name.startswith(("trials/", "tracking/"))
+    }
+    started = time.monotonic()
+    output = run_to_the_end(interrupted.config, "--resume")
+    seconds = time.monotonic() - started
+    assert "all trials had ended before" in output
+    table = [line for line in output.splitlines() if line.startswith("  t000")]
+    assert table == [line for line in interrupted.output.splitlines() if line.startswith("  t000")]
+    after = snapshot(folder)
+    assert {name: after[name] for name in before} == before
+    assert not (folder / ".ray").exists()
+    assert seconds < 15.0
+
+
+def test_a_sweep_is_not_run_over_another(interrupted: Interrupted):
+    with sweep_command(interrupted.config) as command:
+        assert command.wait(60.0) == 2
+        assert "holds a sweep already: --resume goes on with it" in command.output
+
+
+def test_a_resumed_sweep_may_be_given_more_trials_but_no_other_space(
+    interrupted: Interrupted, tmp_path: Path, ray_cluster: str
+):
+    shutil.copytree(Path(interrupted.config.storage.output), tmp_path, dirs_exist_ok=True)
+    other = tiny_sweep(
+        tmp_path, **CHANGES | {"space": {"routing.beta": {"type": "uniform", "low": 0.5, "high": 1.0}}}
+    )
+    with pytest.raises(ValueError, match="space differs"):
+        run_sweep(other, folder_of(other), resume=True)
+    before = records(folder_of(interrupted.config))
+    more = tiny_sweep(tmp_path, **CHANGES | {"search__num_trials": 6})
+    outcome = run_sweep(more, folder_of(more), resume=True)
+    assert outcome.error is None
+    after = records(folder_of(more))
+    assert list(after) == [f"t{number:04d}" for number in range(6)]
+    assert {trial_id: after[trial_id] for trial_id in before} == before
+    check_accounts(more)
+    check_mlflow(more)

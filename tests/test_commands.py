@@ -1,0 +1,199 @@
+"""The entry points that need no Ray: train, evaluate, sample."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from tiny_trials import METRIC, TINY
+
+from dtr_ray import evaluate, sample, train
+from dtr_ray.export.folder import export_model
+from dtr_ray.training.reports import ReportFile
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trial's YAML file."""
+    path = tmp_path_factory.mktemp("commands") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(space: Path) -> Path:
+    """The folder that `train` leaves behind."""
+    folder = space.parent / "run"
+    assert train.main([str(space), "--output", str(folder), "--set", "evaluation.every_steps=3"]) == 0
+    return folder
+
+
+def value_in(text: str) -> tuple[str, float]:
+    """Name and value of the metric that `evaluate` prints."""
+    match = re.match(r"(\S+) (\S+) \(", text)
+    assert match is not None, text
+    return match[1], float(match[2])
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """What went to stderr: a single line without a traceback."""
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1
+    return text
+
+
+def test_train_leaves_a_trials_folder(run: Path):
+    reports = ReportFile(run / "reports.jsonl").read()
+    assert [report.step for report in reports] == [3, 6]
+    assert json.loads((run / "trial.json").read_text(encoding="utf-8"))["evaluation"]["every_steps"] == 3
+    assert (run / reports[-1].checkpoint / "ema.safetensors").is_file()
+    assert (run / reports[-1].grid).is_file()
+
+
+def test_train_prints_losses_and_distances(space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert train.main([str(space), "--output", str(tmp_path / "run")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0].rsplit(" ", 1)[0] for line in lines[:4]] == [
+        "step 2/6: train_loss", "step 4/6: train_loss", "step 6/6: train_loss", f"step 6/6: {METRIC}",
+    ]  # fmt: skip
+
+
+def test_train_refuses_a_used_folder_and_resumes_it(
+    space: Path, run: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = [str(space), "--output", str(run), "--set", "evaluation.every_steps=3"]
+    before = (run / "reports.jsonl").read_text(encoding="utf-8")
+    assert train.main(words) == 2
+    assert "--resume goes on" in error_of(capsys)
+    assert train.main([*words, "--resume"]) == 0
+    assert (run / "reports.jsonl").read_text(encoding="utf-8") == before
+
+
+def test_train_goes_on_to_a_longer_schedule(space: Path, tmp_path: Path):
+    words = [str(space), "--output", str(tmp_path / "run")]
+    assert train.main(words) == 0
+    assert train.main([*words, "--set", "training.num_steps=12", "--resume"]) == 0
+    assert [report.step for report in ReportFile(tmp_path / "run" / "reports.jsonl").read()] == [6, 12]
+
+
+def test_evaluate_repeats_the_trials_own_figure_from_every_kind_of_folder(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    best = min(ReportFile(run / "reports.jsonl").read(), key=lambda report: report.metrics[METRIC])
+    export_model(run, tmp_path / "model")
+    for folder in (run, run / best.checkpoint, tmp_path / "model", tmp_path):
+        assert evaluate.main([str(folder)]) == 0
+        name, value = value_in(capsys.readouterr().out)
+        assert name == METRIC
+        assert value == pytest.approx(best.metrics[METRIC], rel=1e-4)
+
+
+def test_evaluate_names_the_metric_for_what_it_measured(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert evaluate.main([str(run), "--num-samples", "24", "--set", "sampling.num_steps=3"]) == 0
+    text = capsys.readouterr().out
+    assert value_in(text)[0] == "fd_efficientnet_lite0_24"
+    assert "(24 samples, ddim with 3 steps" in text
+
+
+def test_sample_writes_a_grid_of_the_classes_asked_for(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "new" / "grid.png"
+    assert (
+        sample.main([str(run), "--labels", "3,5", "--num", "6", "--seed", "4", "--output", str(output)]) == 0
+    )
+    assert capsys.readouterr().out.startswith(f"{output}: 6 samples of ")
+    # Two columns, three rows of 8 x 8 pixels with a line between, enlarged 8 times.
+    assert Image.open(output).size == (19 * 8, 28 * 8)
+
+
+def test_sample_draws_the_same_again_and_other_images_with_another_seed(run: Path, tmp_path: Path):
+    pictures = []
+    for seed in ("0", "0", "1"):
+        assert sample.main([str(run), "--seed", seed, "--output", str(tmp_path / "grid.png")]) == 0
+        pictures.append((tmp_path / "grid.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_sample_without_options_draws_the_trials_own_grid(run: Path, tmp_path: Path):
+    assert sample.main([str(run), "--num", "16", "--output", str(tmp_path / "grid.png")]) == 0
+    best = min(ReportFile(run / "reports.jsonl").read(), key=lambda report: report.metrics[METRIC])
+    assert Image.open(tmp_path / "grid.png").tobytes() == Image.open(run / best.grid).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--labels", "1,x", "--output", "a.png"], "'1,x' is not a list of whole numbers"),
+        (["--num", "many", "--output", "a.png"], "invalid int value: 'many'"),
+        ([], "the following arguments are required: --output"),
+    ],
+)
+def test_arguments_that_cannot_be_read_exit_with_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as stopped:
+        sample.main(["run", *words])
+    assert stopped.value.code == 2
+    assert message in error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--labels", "1,10"], "class label 10 is not in [0, 10)"),
+        (["--num", "0"], "--num is 0: it must be at least 1"),
+        (["--seed", "-1"], "--seed is -1: it must be at least 0"),
+        (["--guidance", "0.2"], "guidance_scale is 0.2: it must be at least 1"),
+        (["--guidance", "nan"], "guidance_scale is nan"),
+        (["--steps", "1001"], "num_steps is 1001: it must be from 1 to 1000"),
+        (["--output", "grid.jpg"], "its name must end in .png"),
+    ],
+)
+def test_sample_refuses_values_out_of_range(
+    run: Path, words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert sample.main([str(run), "--output", str(tmp_path / "grid.png"), *words]) == 2
+    assert message in error_of(capsys)
+    assert not (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize("command", [evaluate.main, sample.main])
+def test_what_is_no_model_is_named(command, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["--output", str(tmp_path / "grid.png")] if command is sample.main else []
+    assert command([str(tmp_path / "nowhere"), *words]) == 2
+    assert f"{tmp_path / 'nowhere'} is not a folder" in error_of(capsys)
+    assert command([str(tmp_path), *words]) == 2
+    assert f"{tmp_path} holds no trained model" in error_of(capsys)
+
+
+def test_weights_that_do_not_fit_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    config = json.loads((run / "trial.json").read_text(encoding="utf-8"))
+    config["model"]["hidden_size"] = 16
+    (checkpoint / "trial.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = next((run / "checkpoints").iterdir()) / "ema.safetensors"
+    (checkpoint / "ema.safetensors").write_bytes(weights.read_bytes())
+    assert evaluate.main([str(checkpoint)]) == 2
+    assert "has shape" in error_of(capsys)
+
+
+def test_evaluate_refuses_wrong_settings(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert evaluate.main([str(run), "--num-samples", "1"]) == 2
+    assert "must be at least 2, got 1" in error_of(capsys)
+    assert evaluate.main([str(run), "--features", "resnet"]) == 2
+    assert "'resnet' is not one of inception, efficientnet_lite0" in error_of(capsys)
+    assert evaluate.main([str(run), "--set", "sampling.stepz=3"]) == 2
+    assert "did you mean sampling" in error_of(capsys)
+
+
+def test_train_says_what_is_wrong_with_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "trial.yaml"
+    path.write_text("routing: {name: dtr, beta: 0}\n", encoding="utf-8")
+    assert train.main([str(path), "--output", str(tmp_path / "run")]) == 2
+    assert f"{path}:1: routing.beta: must be above 0" in error_of(capsys)
+    assert not (tmp_path / "run").exists()
