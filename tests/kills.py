@@ -1,6 +1,7 @@
 """Kills sweeps and resumes them, and compares what they leave behind with an undisturbed run."""
 
 import csv
+import itertools
 import random
 import signal
 import time
@@ -137,7 +138,7 @@ def check_accounts(config: SweepConfig) -> None:
     count = config.search.num_trials
     assert [e["number"] for e in events if e["event"] == "trial"] == list(range(count))
     ends = Counter(e["id"] for e in events if e["event"] == "end" or (e["event"] == "report" and e["stop"]))
-    assert ends == {trial_id: 1 for trial_id in records(folder)}
+    assert ends == dict.fromkeys(records(folder), 1)
     reports = Counter((e["id"], e["step"]) for e in events if e["event"] == "report")
     assert set(reports.values()) == {1}
     assert len(_study(config)) == count
@@ -156,7 +157,7 @@ def check_steps(config: SweepConfig) -> int:
         made = [a for a in attempts(folder, trial_id) if a.num_steps]
         assert made[0].from_step == 0
         assert made[-1].to_step == trial.last_step
-        for before, after in zip(made, made[1:], strict=False):
+        for before, after in itertools.pairwise(made):
             assert before.to_step is not None
             assert after.from_step is not None
             assert 0 <= before.to_step - after.from_step <= config.trial.checkpoint_every_steps

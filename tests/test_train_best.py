@@ -14,6 +14,8 @@ import pytest
 from finished_sweep import BEST_METRIC, log_sweep, make_sweep
 
 from dtr_ray import evaluate, train_best
+from dtr_ray.service.best import best_in_folder
+from dtr_ray.service.final_run import final_resources
 from dtr_ray.service.mlflow_client import connect
 from dtr_ray.training import latest_checkpoint
 from dtr_ray.training.reports import ReportFile
@@ -35,8 +37,8 @@ def runs(sweep: Path) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def result(sweep: Path, runs: tuple[str, str], ray_cluster: str) -> dict[str, Any]:
-    """What `train_best SWEEP_DIR` leaves behind."""
-    assert train_best.main([str(sweep)]) == 0
+    """What `train_best SWEEP_DIR` leaves behind, trained by two workers."""
+    assert train_best.main([str(sweep), "--workers", "2"]) == 0
     content: dict[str, Any] = json.loads((sweep / "best" / "result.json").read_text(encoding="utf-8"))
     return content
 
@@ -164,6 +166,14 @@ def test_workers_that_cannot_share_the_batch_are_refused(
     assert train_best.main([*words, "4"]) == 2
     assert "needs 4 workers of 1 CPU, but the cluster has room for 2" in capsys.readouterr().err
     assert not (tmp_path / "best").exists()
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(12, 1), (32, 2), (33, 1), (64, 2)])
+def test_every_cpu_gets_a_worker_where_the_batch_is_large_enough(
+    sweep: Path, ray_cluster: str, batch_size: int, expected: int
+):
+    resources = final_resources(best_in_folder(sweep), batch_size, None)
+    assert (resources.workers_per_trial, resources.uses_train) == (expected, True)
 
 
 def test_without_a_sweep_the_newest_one_is_taken_or_missed(
