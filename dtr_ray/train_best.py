@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dtr_ray.command import Parser, run_command
 
 if TYPE_CHECKING:
+    from dtr_ray.config import TrialConfig
     from dtr_ray.service.best import BestTrial
 
 ROOT = Path("runs")
@@ -58,18 +59,14 @@ def _run(options: argparse.Namespace) -> int:
     check_data(config.data)
     check_workers(options.workers, config.training.batch_size)
     folder = options.output or best.folder / "best"
-    start_from = None
-    if options.from_checkpoint:
-        if best.checkpoint is None:
-            raise ValueError(f"--from-checkpoint: the checkpoint of {source} is not there any more")
-        start_from = best.checkpoint
+    if options.from_checkpoint and best.checkpoint is None:
+        raise ValueError(f"--from-checkpoint: the checkpoint of {source} is not there any more")
+    start_from = best.checkpoint if options.from_checkpoint else None
     check_folder(folder / "trials" / "best", config, resume=options.resume)
-    done = folder / RESULT_FILE
-    if options.resume and done.exists():
-        result = json.loads(done.read_text(encoding="utf-8"))
-        if result["config"] == config.to_dict() and result["mlflow"]["registered"]:
-            _print(result, folder)
-            return 0
+    done = _finished(folder / RESULT_FILE, config) if options.resume else None
+    if done is not None:
+        _print(done, folder)
+        return 0
     found, steps = f"{best.metric} {best.value:.4g}", f"{config.training.num_steps:,} steps"
     print(f"training {source} ({found}) for {steps} in {folder}")
     cluster.connect(dashboard=True)
@@ -78,6 +75,14 @@ def _run(options: argparse.Namespace) -> int:
     run = FinalRun(best, config, folder, resources, start_from)
     _print(run_final(run, resume=options.resume), folder)
     return 0
+
+
+def _finished(path: Path, config: "TrialConfig") -> dict[str, Any] | None:
+    """The result of a run of this configuration that has nothing left to do."""
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result if result["config"] == config.to_dict() and result["mlflow"]["registered"] else None
 
 
 def _find(options: argparse.Namespace) -> "BestTrial":

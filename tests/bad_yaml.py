@@ -84,7 +84,9 @@ class BadYaml:
 def _edit(name: str, old: str, new: str, *words: str, line: int | None = None) -> BadYaml:
     """The good file with one place changed; the message names the first changed line, or `line` lines on."""
     assert GOOD.count(old) == 1, (old, GOOD.count(old))
-    same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    same = next(
+        (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new))
+    )
     start = GOOD.index(old) + same
     return BadYaml(name, GOOD.replace(old, new), GOOD[:start].count("\n") + 1 + (line or 0), words)
 
@@ -127,14 +129,15 @@ def _fifo(folder: Path) -> Path:
 
 
 _BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
 _POINT = "    - routing.alpha: 4\n      weighting.name: vanilla\n"
 _SPACE = GOOD[GOOD.index("space:\n") : GOOD.index("search:\n")]
 _DATA = "data:\n    name: mnist\n    resolution: 16"
 
+# fmt: off
 CASES = [
-    # The file itself
     BadYaml("missing file", _missing, None, ("quickstrat.yaml", "no such file", "quickstart.yaml")),
     BadYaml("missing folder", lambda f: f / "no" / "a.yaml", None, ("no such file", "folder")),
     BadYaml("directory", _folder, None, ("is a folder",)),
@@ -179,7 +182,6 @@ CASES = [
     _edit("infinity", "lr: 1e-3", "lr: .inf", "trial.training.lr", ".inf", "not a finite"),
     _edit("too large a float", "lr: 1e-3", "lr: 1e999", "trial.training.lr", "1e999", "not a finite"),
     _edit("too large an integer", "num_steps: 100", "num_steps: 1" + "0" * 5000, "trial.training.num_steps", "64 bits"),
-    # Types
     _edit("number for a name", "name: small", "name: 1", "name", "expected text", "1", "quotes"),
     _edit("quoted number", "    alpha: 4\n", "    alpha: '4'\n", "trial.routing.alpha", "expected a number", "'4'", "quotes"),
     _edit("text for a number", "beta: 0.8", "beta: most", "trial.routing.beta", "expected a number", "'most'"),
@@ -209,7 +211,6 @@ CASES = [
     _edit("grace missing", "  grace_steps: 50\n", "", "early_stopping.grace_steps", "is missing", line=-2),
     _edit("name of the sweep missing", "name: small\n", "", "name", "is missing"),
     BadYaml("space missing", GOOD[: GOOD.index("space:")] + GOOD[GOOD.index("search:") :], 1, ("space", "is missing")),
-    # Choices
     _edit("unknown routing", "name: dtr", "name: dtrr", "trial.routing.name", "'dtrr'", "did you mean dtr?"),
     _edit("unknown weighting", "name: min_snr\n", "name: minsnr\n", "trial.weighting.name", "did you mean min_snr?"),
     _edit("unknown data", "name: mnist", "name: mnst", "trial.data.name", "'mnst'", "did you mean mnist?"),
@@ -241,7 +242,6 @@ CASES = [
     _edit("workers that do not divide", "per_trial: 1", "per_trial: 3", "resources.workers_per_trial", "batch_size 8"),
     _edit("metric not reported", "search:\n", "metric: fid_10k\nsearch:\n", "metric", "fd_efficientnet_lite0_16"),
     _edit("a GPU and a half", "workers_per_trial: 1", "gpus_per_worker: 1.5", "resources.gpus_per_worker", "got 1.5"),
-    # Paths
     _edit("folder without a path", "name: mnist", "name: folder", "trial.data.path", "is missing"),
     _edit("missing data", _DATA, "data:\n    name: folder\n    path: no/images", "'no/images' does not exist", line=1),
     BadYaml("a file as data", _file_as_data, 5, ("trial.data.path", "images.zip", "is not a folder")),

@@ -152,9 +152,7 @@ class Integer(Numeric):
         return isinstance(value, int) and super().holds(value) and (value - self.low) % self.step == 0
 
 
-ParameterConfig = Annotated[
-    Choice | Uniform | LogUniform | Quantised | Integer, Field(discriminator="type")
-]
+ParameterConfig = Annotated[Choice | Uniform | LogUniform | Quantised | Integer, Field(discriminator="type")]
 Space = dict[str, ParameterConfig]
 
 

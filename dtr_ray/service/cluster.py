@@ -1,12 +1,14 @@
 """The Ray cluster: connect or start, and how many trials fit on it side by side."""
 
+import importlib
 import logging
 import math
 import os
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,14 +52,34 @@ def connect(*, dashboard: bool) -> None:
         settings |= {"include_dashboard": dashboard, "object_store_memory": _OBJECT_STORE_BYTES}
     else:
         _check_answers(str(address))
+    with _interruptible():
+        try:
+            ray.init(**settings)
+        except ConnectionError as error:
+            raise ValueError(f"the Ray cluster cannot be reached: {error}") from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets an interrupt of Ray's start leave nothing behind, and SIGTERM mean afterwards what it meant before."""
+    # Found where Ray brings it along.
+    process = importlib.import_module("psutil").Process()
     handler = signal.getsignal(signal.SIGTERM)
+    before = set(process.children())
     try:
-        ray.init(**settings)
-    except ConnectionError as error:
-        raise ValueError(f"the Ray cluster cannot be reached: {error}") from error
-    if threading.current_thread() is threading.main_thread():
-        # Ray has put its own there, which ends the process without a word.
-        signal.signal(signal.SIGTERM, handler)
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Ray knows its processes only when all are up. Those that lose their parent take a minute to go.
+        for child in set(process.children()) - before:
+            for descendant in (*child.children(recursive=True), child):
+                descendant.kill()
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            # Ray has put its own there, which ends the process without a word.
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _check_answers(address: str) -> None:

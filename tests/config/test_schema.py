@@ -52,7 +52,7 @@ def test_every_value_has_a_place_in_the_space_with_a_description() -> None:
         "{name: x, trial: {}, space: {routing.alpha: {type: uniform, low: 1}}}",
         "{name: x, trial: {routing: {name: dtr, beta: 0}}, space: {}}",
         "{name: x, trial: {model: {name: DiT-B/3}}, space: {}}",
-        "{name: x, trial: {}, space: {routing.alpha: {type: uniform, low: 1, high: 2}}, best: {training.step: 1}}",
+        "{name: x, trial: {}, space: {routing.alpha: {type: int, low: 1, high: 2}}, best: {training.x: 1}}",
         "{name: x, trail: {}, space: {routing.alpha: {type: uniform, low: 1, high: 2}}}",
     ],
 )

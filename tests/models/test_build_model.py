@@ -60,7 +60,7 @@ def test_the_routing_gives_the_mask(routing, expected):
 @pytest.mark.parametrize(
     ("config", "routing", "message"),
     [
-        ({"name": "DiT-M/2"}, None, "unknown model 'DiT-M/2'"),
+        ({"name": "DiT-M/2"}, None, "'DiT-M/2' is not DiT or one of DiT-S/2"),
         ({"name": "DiT"}, None, "needs hidden_size"),
         (TINY | {"heads": 4}, None, "heads"),
         (TINY | {"num_heads": 3}, None, "hidden_size is 32: it must be a multiple of num_heads 3"),
