@@ -83,7 +83,7 @@ def interrupt(config: SweepConfig, how: str, rng: random.Random, *, wait_gone: b
         code = command.wait(30.0)
         found = Round(how, after_s, running, code, command.output)
         if wait_gone:
-            found.gone_s = command.wait_gone(60.0)
+            found.gone_s = command.wait_gone(60.0, but_agents=signum == signal.SIGKILL)
             left = snapshot(folder)
             time.sleep(0.5)
             assert snapshot(folder) == left, "something still writes"

@@ -61,7 +61,7 @@ def connect(*, dashboard: bool) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Lets an interrupt of Ray's start leave nothing behind, and SIGTERM mean afterwards what it meant before."""
+    """Lets an interrupt of Ray's start leave nothing behind, and keeps what SIGTERM means."""
     # Found where Ray brings it along.
     process = importlib.import_module("psutil").Process()
     handler = signal.getsignal(signal.SIGTERM)
@@ -91,8 +91,8 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise ValueError(
-            f"the Ray cluster at {address} does not answer ({error}): set RAY_ADDRESS to one that is up, or unset "
-            "it and type `ray stop` to start one here"
+            f"the Ray cluster at {address} does not answer ({error}): set RAY_ADDRESS to one that is up, or "
+            "unset it and type `ray stop` to start one here"
         ) from error
 
 
