@@ -159,8 +159,8 @@ class SweepCommand:
     def wait_gone(self, timeout_s: float, *, but_agents: bool = False) -> float:
         """Seconds until no process of it is left.
 
-        With `but_agents` two of Ray's own may be: when their parent was killed they try for a minute to report
-        it, and touch nothing of the sweep.
+        With `but_agents` two of Ray's own may be: when their parent was killed they try for a minute to
+        report it, and touch nothing of the sweep.
         """
 
         def left() -> dict[int, str]:

@@ -14,6 +14,8 @@ from tiny_sweeps import folder_of, records, snapshot, sweep_command, tiny_sweep
 from dtr_ray.config import SweepConfig
 from dtr_ray.service.sweep import run_sweep
 
+pytestmark = pytest.mark.timeout(300)
+
 CHANGES = {
     "resources__max_concurrent": 1,
     "search__num_trials": 4,
@@ -26,19 +28,17 @@ CHANGES = {
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A sweep that was ended by Ctrl-C, SIGTERM and SIGKILL, and one of the same seed that was not."""
+    """A sweep that was ended by Ctrl-C, SIGTERM and SIGKILL, and then run to its end."""
 
     config: SweepConfig
-    undisturbed: SweepConfig
     rounds: dict[str, Round]
     output: str
     """What the last --resume printed."""
 
 
-@pytest.fixture(scope="module")
+# Of the session, since the tests below are not run in one go: those that share a Ray come last.
+@pytest.fixture(scope="session")
 def interrupted(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Interrupted:
-    undisturbed = tiny_sweep(tmp_path_factory.mktemp("undisturbed"), **CHANGES)
-    run_to_the_end(undisturbed)
     config = tiny_sweep(tmp_path_factory.mktemp("interrupted"), **CHANGES)
     rng = random.Random(1)
     rounds = {}
@@ -46,10 +46,9 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) ->
         found = interrupt(config, how, rng, wait_gone=how != "kill driver")
         assert found is not None
         rounds[how] = found
-    return Interrupted(config, undisturbed, rounds, run_to_the_end(config, "--resume"))
+    return Interrupted(config, rounds, run_to_the_end(config, "--resume"))
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
 def test_an_interrupt_ends_everything_within_seconds_and_prints_the_command_that_goes_on(
     interrupted: Interrupted, how: str
@@ -66,16 +65,19 @@ def test_an_interrupt_ends_everything_within_seconds_and_prints_the_command_that
     assert words[-1] == "--resume"
 
 
-def test_a_sweep_interrupted_and_killed_equals_an_undisturbed_one(interrupted: Interrupted):
+def test_a_sweep_interrupted_and_killed_equals_an_undisturbed_one(
+    interrupted: Interrupted, ray_cluster: str, tmp_path: Path
+):
     assert interrupted.rounds["kill driver"].code == -9
-    check_same(interrupted.config, interrupted.undisturbed)
+    undisturbed = tiny_sweep(tmp_path, **CHANGES)
+    run_sweep(undisturbed, folder_of(undisturbed))
+    check_same(interrupted.config, undisturbed)
+    assert check_steps(undisturbed) == 0
 
 
 def test_an_interrupted_sweep_accounts_for_every_trial_and_step_once(interrupted: Interrupted):
-    for config in (interrupted.config, interrupted.undisturbed):
-        check_accounts(config)
-        check_mlflow(config)
-    assert check_steps(interrupted.undisturbed) == 0
+    check_accounts(interrupted.config)
+    check_mlflow(interrupted.config)
     check_steps(interrupted.config)
 
 
