@@ -62,39 +62,60 @@ def run_to_the_end(config: SweepConfig, *options: str) -> str:
         return command.output
 
 
-def interrupt(config: SweepConfig, how: str, rng: random.Random, *, wait_gone: bool) -> Round | None:
-    """Starts or resumes the sweep and sends it a signal at a random moment; None if it ended before."""
-    folder = folder_of(config)
-    with sweep_command(config, "--resume") as command:
-        if rng.random() < 0.25:
-            # Anywhere in its start, before the first trial trains.
-            time.sleep(rng.uniform(0.0, 10.0))
-        else:
-            before = _steps_made(folder)
-            while _steps_made(folder) == before and command.process.poll() is None:
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0.0, 1.5))
-        if command.process.poll() is not None:
-            assert command.process.returncode == 0, command.output
-            return None
-        signum, group = SIGNALS[how]
-        after_s, running = time.monotonic() - command.started, ", ".join(_doing(folder)) or "nothing yet"
-        command.signal(signum, group=group)
-        code = command.wait(30.0)
-        found = Round(how, after_s, running, code, command.output)
-        if wait_gone:
-            found.gone_s = command.wait_gone(60.0, but_agents=signum == signal.SIGKILL)
-            left = snapshot(folder)
-            time.sleep(0.5)
-            assert snapshot(folder) == left, "something still writes"
-        else:
-            _forget(command)
+class Interrupter:
+    """Starts or resumes a sweep, and sends it signals at random moments."""
+
+    def __init__(self, config: SweepConfig, seed: int) -> None:
+        self._config = config
+        self._rng = random.Random(seed)
+        self._killed: list[SweepCommand] = []
+        """Commands whose processes were left to die by themselves."""
+
+    def __call__(self, how: str, *, wait_gone: bool) -> Round:
+        """One interruption; looks whether all of it ends, or leaves that to the next one to cope with."""
+        command = SweepCommand(self._config, "--resume")
+        try:
+            self._let_run(command)
+            assert command.process.poll() is None, f"it has ended by itself: {command.output}"
+            running = ", ".join(_doing(folder_of(self._config))) or "nothing yet"
+            after_s = time.monotonic() - command.started
+            signum, group = SIGNALS[how]
+            command.signal(signum, group=group)
+            found = Round(how, after_s, running, command.wait(30.0), command.output)
+            self._killed.append(command)
+            if wait_gone:
+                found.gone_s = self._wait_gone(but_agents=signum == signal.SIGKILL)
+        except BaseException:
+            self._killed.append(command)
+            self.end()
+            raise
         return found
 
+    def end(self) -> None:
+        """Kills what may be left."""
+        for command in self._killed:
+            command.end()
 
-def _forget(command: SweepCommand) -> None:
-    """Lets processes that the kill has left be: the next one has to cope with them."""
-    command.end = lambda: None  # type: ignore[method-assign]
+    def _let_run(self, command: SweepCommand) -> None:
+        folder = folder_of(self._config)
+        if self._rng.random() < 0.25:
+            # Anywhere in its start, before a trial trains.
+            time.sleep(self._rng.uniform(0.0, 10.0))
+            return
+        before = _steps_made(folder)
+        while _steps_made(folder) == before and command.process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(self._rng.uniform(0.0, 1.5))
+
+    def _wait_gone(self, *, but_agents: bool) -> float:
+        started = time.monotonic()
+        for command in self._killed:
+            command.wait_gone(60.0, but_agents=but_agents)
+        gone_s = time.monotonic() - started
+        left = snapshot(folder_of(self._config))
+        time.sleep(0.5)
+        assert snapshot(folder_of(self._config)) == left, "something still writes"
+        return gone_s
 
 
 def _steps_made(folder: Path) -> int:

@@ -144,11 +144,16 @@ class SweepCommand:
             os.kill(self.process.pid, signum)
 
     def processes(self) -> dict[int, str]:
-        """All processes that descend from the command, orphans too: their command lines by id."""
+        """All processes that descend from the command, orphans too: their command lines by id.
+
+        They are of its session, or have its mark in their environment (Ray's titles write over that).
+        """
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if self._mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                session = int((folder / "stat").read_text().rpartition(")")[2].split()[3])
+                environment = (folder / "environ").read_bytes().split(b"\0")
+                if session == self.process.pid or self._mark.encode() in environment:
                     line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     if line:
                         found[int(folder.name)] = line[:120]

@@ -1,6 +1,5 @@
 """A sweep that is interrupted, killed, or complete already, and goes on with --resume."""
 
-import random
 import shlex
 import shutil
 import time
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kills import Round, check_accounts, check_mlflow, check_same, check_steps, interrupt, run_to_the_end
+from kills import Interrupter, Round, check_accounts, check_mlflow, check_same, check_steps, run_to_the_end
 from tiny_sweeps import folder_of, records, snapshot, sweep_command, tiny_sweep
 
 from dtr_ray.config import SweepConfig
@@ -40,13 +39,12 @@ class Interrupted:
 @pytest.fixture(scope="session")
 def interrupted(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Interrupted:
     config = tiny_sweep(tmp_path_factory.mktemp("interrupted"), **CHANGES)
-    rng = random.Random(1)
-    rounds = {}
-    for how in ("Ctrl-C", "SIGTERM", "kill driver"):
-        found = interrupt(config, how, rng, wait_gone=how != "kill driver")
-        assert found is not None
-        rounds[how] = found
-    return Interrupted(config, rounds, run_to_the_end(config, "--resume"))
+    interrupt = Interrupter(config, seed=1)
+    hows = ("Ctrl-C", "SIGTERM", "kill driver")
+    rounds = {how: interrupt(how, wait_gone=how != "kill driver") for how in hows}
+    output = run_to_the_end(config, "--resume")
+    interrupt.end()
+    return Interrupted(config, rounds, output)
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
