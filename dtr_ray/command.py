@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 the user's input was wrong; 130 interrupted, state kept; 1
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from dtr_ray.config.errors import ConfigWarning
+
+INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +44,20 @@ def run_command(command: Callable[[], int], resume: str | Callable[[], str] | No
         resume = resume() if callable(resume) else resume
         hint = f"; everything is kept. To go on:\n  {resume}" if resume else ""
         print(f"\ninterrupted{hint}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+
+
+def exit_at_once(code: int) -> NoReturn:
+    """Ends the process with `code`; after an interrupt without the interpreter's own clean-up.
+
+    That shuts Ray down, and a thread which still waits for Ray Train then ends the process with code 1.
+    Ray's processes end by themselves when this one is gone.
+    """
+    if code != INTERRUPTED:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _one_line(
