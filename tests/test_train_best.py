@@ -17,6 +17,7 @@ from dtr_ray import evaluate, train_best
 from dtr_ray.service.best import best_in_folder
 from dtr_ray.service.final_run import final_resources
 from dtr_ray.service.mlflow_client import connect
+from dtr_ray.service.worker import sole_owner
 from dtr_ray.training import latest_checkpoint
 from dtr_ray.training.reports import ReportFile
 
@@ -124,7 +125,9 @@ def test_interrupted_it_prints_the_command_that_goes_on_from_its_checkpoint(
     assert process.returncode == 130, errors
     assert "on 1 worker of 1 CPU" in output
     assert errors.strip().endswith("--resume")
-    checkpoint = latest_checkpoint(folder / "trials" / "best")
+    # Its workers end a moment after it.
+    with sole_owner(folder / "trials" / "best"):
+        checkpoint = latest_checkpoint(folder / "trials" / "best")
     assert checkpoint is not None
     done = int(checkpoint.name)
     assert done % 20 == 0
