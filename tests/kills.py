@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ from dtr_ray.config import SweepConfig
 from dtr_ray.service.attempts import read_heartbeat
 from dtr_ray.service.journal import read_events
 
-SIGNALS = {
-    "kill driver": (signal.SIGKILL, False),
-    "kill group": (signal.SIGKILL, True),
-    "Ctrl-C": (signal.SIGINT, True),
-    "SIGTERM": (signal.SIGTERM, False),
+SIGNALS: dict[str, tuple[int, Callable[[SweepCommand], list[int]]]] = {
+    "kill driver": (signal.SIGKILL, lambda command: [command.process.pid]),
+    # Ray's daemons too, but no worker: those are in groups of their own.
+    "kill group": (signal.SIGKILL, lambda command: [-command.process.pid]),
+    "kill all": (signal.SIGKILL, lambda command: list(command.processes())),
+    "Ctrl-C": (signal.SIGINT, lambda command: [-command.process.pid]),
+    "SIGTERM": (signal.SIGTERM, lambda command: [command.process.pid]),
 }
 
 
@@ -79,8 +81,8 @@ class Interrupter:
             assert command.process.poll() is None, f"it has ended by itself: {command.output}"
             running = ", ".join(_doing(folder_of(self._config))) or "nothing yet"
             after_s = time.monotonic() - command.started
-            signum, group = SIGNALS[how]
-            command.signal(signum, group=group)
+            signum, receivers = SIGNALS[how]
+            command.signal(signum, receivers(command))
             found = Round(how, after_s, running, command.wait(30.0), command.output)
             self._killed.append(command)
             if wait_gone:
@@ -105,7 +107,7 @@ class Interrupter:
         before = _steps_made(folder)
         while _steps_made(folder) == before and command.process.poll() is None:
             time.sleep(0.01)
-        time.sleep(self._rng.uniform(0.0, 1.5))
+        time.sleep(self._rng.uniform(0.0, 2.0))
 
     def _wait_gone(self, *, but_agents: bool) -> float:
         started = time.monotonic()

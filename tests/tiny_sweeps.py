@@ -136,12 +136,13 @@ class SweepCommand:
         self._out.flush()
         return Path(self._out.name).read_text(encoding="utf-8")
 
-    def signal(self, signum: int, *, group: bool = False) -> None:
-        """To the sweep's process, or as Ctrl-C goes: to all of its process group."""
-        if group:
-            os.killpg(self.process.pid, signum)
-        else:
-            os.kill(self.process.pid, signum)
+    def signal(self, signum: int, receivers: list[int]) -> None:
+        """To processes by id, or process groups by their negative id, that are still there."""
+        for pid in receivers:
+            try:
+                os.kill(pid, signum)
+            except ProcessLookupError:
+                continue
 
     def processes(self) -> dict[int, str]:
         """All processes that descend from the command, orphans too: their command lines by id.
@@ -183,11 +184,7 @@ class SweepCommand:
         """Kills what is left of it, each process by its id."""
         for _ in range(20):
             found = self.processes()
-            for pid in found:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+            self.signal(signal.SIGKILL, list(found))
             if self.process.poll() is not None and not found:
                 break
             time.sleep(0.2)

@@ -51,8 +51,10 @@ class RunLog:
             )
             writer.end(_ENDS[trial.status])
 
-    def end_sweep(self, best: dict[str, Any] | None, montage: Path | None, reason: str | None) -> None:
-        """Records the sweep's results on its own run."""
+    def end_sweep(
+        self, best: dict[str, Any] | None, montage: Path | None, reason: str | None, *, is_error: bool
+    ) -> None:
+        """Records the sweep's results on its own run; `reason` says why it ended early, if it did."""
         writer = self._writer(_SWEEP)
         if best is not None:
             writer.tags({"dtr_ray.best_trial": best["trial_id"], "dtr_ray.best_value": best["value"]})
@@ -60,10 +62,9 @@ class RunLog:
         writer.artifact("trials.csv")
         if montage is not None:
             writer.artifact(montage.relative_to(self._folder).as_posix())
-        writer.tags(
-            {"dtr_ray.status": "completed" if reason is None else "stopped", "dtr_ray.reason": reason or ""}
-        )
-        writer.end("FINISHED" if reason is None else "KILLED")
+        stopped = reason is not None and is_error
+        writer.tags({"dtr_ray.status": "stopped" if stopped else "completed", "dtr_ray.reason": reason or ""})
+        writer.end("KILLED" if stopped else "FINISHED")
 
     def interrupted(self, error: BaseException) -> None:
         """Records that the sweep was left before its end."""

@@ -65,8 +65,8 @@ def _troubles(outcome: Outcome) -> Iterator[str]:
     if outcome.records_waiting:
         uri, count = outcome.tracking_uri, outcome.records_waiting
         yield f"MLflow at {uri} has not taken {count} records; they wait on disk, and --resume sends them"
-    if outcome.error:
-        yield f"the sweep ended early: {outcome.error}"
+    if outcome.ending:
+        yield f"the sweep ended early: {outcome.ending}"
 
 
 def _time(outcome: Outcome) -> Iterator[str]:

@@ -33,7 +33,7 @@ class Outcome:
     state: SweepState
     best: dict[str, Any] | None
     montage: Path | None
-    error: str | None
+    ending: str | None
     """Why it ended before all trials were done; None when they are."""
     records_waiting: int
     """MLflow records still on disk, to be sent by a resumed sweep."""
@@ -41,6 +41,11 @@ class Outcome:
     fit_seconds: float
     """Wall seconds for which trials ran; 0 where all had ended before."""
     num_concurrent: int
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong; None, too, where the sweep has spent the budget that it was given."""
+        return None if self.state.budget_spent else self.ending
 
 
 def run_sweep(config: SweepConfig, folder: Path, *, resume: bool = False) -> Outcome:
@@ -127,7 +132,7 @@ def _finish(state: SweepState, run_log: RunLog) -> tuple[dict[str, Any] | None, 
     content = write_best(state, None if best is None else run_log.run_id(best[0].trial_id))
     montage = write_montage(state)
     if not state.done_before:
-        run_log.end_sweep(content, montage, state.ending)
+        run_log.end_sweep(content, montage, state.ending, is_error=not state.budget_spent)
     if state.complete:
         state.mark_done()
     return content, montage

@@ -18,7 +18,7 @@ from ray import tune
 from dtr_ray.config import TrialConfig
 from dtr_ray.config.sweep import ResourcesConfig
 from dtr_ray.service.distributed_trial import Workers, WorkersLostError
-from dtr_ray.service.worker import release_memory, run_worker
+from dtr_ray.service.worker import FolderInUseError, release_memory, run_worker
 from dtr_ray.training import Report
 
 
@@ -46,7 +46,7 @@ class SweepTrial(tune.Trainable):
             answer = {"done": False, "report": json.dumps(asdict(next(self._run)))}
         except StopIteration:
             answer = {"done": True, "failed": ""}
-        except WorkersLostError:
+        except (WorkersLostError, FolderInUseError):
             raise
         except Exception as error:  # every error of a trial is recorded with its reason, none ends the sweep
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,11 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
+from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -20,7 +22,7 @@ from dtr_ray.config import SweepConfig
 from dtr_ray.config.sweep import ResourcesConfig
 from dtr_ray.service.journal import Status, TrialRecord
 from dtr_ray.service.state import SweepState
-from dtr_ray.service.trial import SweepTrial
+from dtr_ray.service.trial import SweepTrial, reason_of
 from dtr_ray.training import Report
 
 Launch = Callable[[TrialRecord], dict[str, Any]]
@@ -114,6 +116,8 @@ class SweepSearcher(_Unsaved, Searcher):
         self._launch = launch
         self.ids: dict[str, str] = {}
         """The sweep's trial ids by Tune's, of trials that Tune is running."""
+        self.errors: dict[str, str] = {}
+        """How they died, as far as Tune has seen it."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The config of the next trial; None while the cluster is full; FINISHED when no trial is left."""
@@ -135,7 +139,8 @@ class SweepSearcher(_Unsaved, Searcher):
             return
         if error:
             retries = self._state.config.failures.retries
-            self._state.finish(own_id, "failed", f"its process died {retries + 1} times (failures.retries)")
+            reason = f"its process died {retries + 1} times (failures.retries)"
+            self._state.finish(own_id, "failed", reason + self.errors.pop(trial_id, ""))
         elif result is not None and result.get("done") and "failed" in result:
             status: Status = "failed" if result["failed"] else "completed"
             self._state.finish(own_id, status, result["failed"], result["seconds"])
@@ -161,6 +166,14 @@ class SweepScheduler(_Unsaved, FIFOScheduler):
         report = Report(**json.loads(result["report"]))
         stop = self._state.report(own_id, report, result["seconds"])
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Notes how a trial's process has died, before the searcher hears that it has."""
+        path = trial.pickled_error_file
+        if path is not None and Path(path).exists():
+            error = cloudpickle.loads(Path(path).read_bytes())
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            self._searcher.errors[trial.trial_id] = f": {reason_of(cause)}"
 
 
 class SweepStopper(_Unsaved, tune.Stopper):

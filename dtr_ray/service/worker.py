@@ -27,8 +27,13 @@ from dtr_ray.service.records import RecordWriter, record_path
 from dtr_ray.training import Observer, Report, train
 
 MASK_FILE = "mask.png"
-# A trial's former process may need a moment to die after its sweep was killed.
-_LOCK_TIMEOUT_S = 60.0
+# After its sweep was killed a trial's former process dies in seconds; on another machine than the head, which
+# it has lost, in a minute or two.
+_LOCK_TIMEOUT_S = 180.0
+
+
+class FolderInUseError(RuntimeError):
+    """A former process of the trial is still there: nothing that the trial has done itself."""
 
 
 class FileObserver(Observer):
@@ -83,7 +88,7 @@ def sole_owner(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=_LOCK_TIMEOUT_S)
     except Timeout:
-        raise RuntimeError(f"another process still trains in {folder}") from None
+        raise FolderInUseError(f"another process still trains in {folder}") from None
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ CHANGES = {
     "search__num_trials": 16,
     "search__num_startup_trials": 5,
     "trial__training__num_steps": 240,
-    "trial__training__batch_size": 96,
+    "trial__training__batch_size": 192,
     "trial__training__log_every_steps": 5,
     "trial__training__checkpoint_every_steps": 20,
     "trial__evaluation__every_steps": 60,
@@ -31,11 +31,11 @@ CHANGES = {
 
 
 def kill_over_and_over(config: SweepConfig, seed: int) -> list[Round]:
-    """Kills the driver alone or its process group, resumes at once or after a look; then runs to the end."""
+    """Kills the driver, its group or everything, resumes at once or after a look; then runs to the end."""
     interrupt, rounds = Interrupter(config, seed), []
     for number in range(NUM_KILLS):
-        how = "kill group" if number % 3 == 2 else "kill driver"
-        rounds.append(interrupt(how, wait_gone=number % 2 == 0))
+        how = ("kill driver", "kill all", "kill group", "kill all")[number % 4]
+        rounds.append(interrupt(how, wait_gone=number % 3 != 1))
     run_to_the_end(config, "--resume")
     interrupt.end()
     assert [found.code for found in rounds] == [-9] * NUM_KILLS

@@ -40,8 +40,8 @@ class Interrupted:
 def interrupted(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Interrupted:
     config = tiny_sweep(tmp_path_factory.mktemp("interrupted"), **CHANGES)
     interrupt = Interrupter(config, seed=1)
-    hows = ("Ctrl-C", "SIGTERM", "kill driver")
-    rounds = {how: interrupt(how, wait_gone=how != "kill driver") for how in hows}
+    hows = ("Ctrl-C", "SIGTERM", "kill all")
+    rounds = {how: interrupt(how, wait_gone=how != "kill all") for how in hows}
     output = run_to_the_end(config, "--resume")
     interrupt.end()
     return Interrupted(config, rounds, output)
@@ -66,7 +66,7 @@ def test_an_interrupt_ends_everything_within_seconds_and_prints_the_command_that
 def test_a_sweep_interrupted_and_killed_equals_an_undisturbed_one(
     interrupted: Interrupted, ray_cluster: str, tmp_path: Path
 ):
-    assert interrupted.rounds["kill driver"].code == -9
+    assert interrupted.rounds["kill all"].code == -9
     undisturbed = tiny_sweep(tmp_path, **CHANGES)
     run_sweep(undisturbed, folder_of(undisturbed))
     check_same(interrupted.config, undisturbed)

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from kills import runs_of
+from mlflow import MlflowClient
 from tiny_sweeps import (
     METRIC,
     ROOT,
@@ -39,16 +41,17 @@ SPACE = {
 }
 
 
-def kill_once(folder: Path, trial_id: str, signum: int) -> threading.Thread:
-    """Sends a signal to the process of a trial when it has made 12 steps; the trial's checkpoint is of 10."""
+def kill(folder: Path, trial_id: str, signum: int, times: int = 1) -> threading.Thread:
+    """Sends a signal to each of the first processes of a trial when it has made 12 steps or more."""
 
-    def kill() -> None:
-        found = wait_until(
-            lambda: [a for a in attempts(folder, trial_id) if (a.to_step or 0) >= 12], 100.0, "12 steps"
-        )
-        os.kill(found[0].pid, signum)
+    def wait_and_kill() -> None:
+        for number in range(times):
+            found = wait_until(
+                lambda n=number: [a for a in attempts(folder, trial_id)[n:] if (a.to_step or 0) >= 12], 100.0
+            )
+            os.kill(found[0].pid, signum)
 
-    thread = threading.Thread(target=kill, daemon=True)
+    thread = threading.Thread(target=wait_and_kill, daemon=True)
     thread.start()
     return thread
 
@@ -56,13 +59,14 @@ def kill_once(folder: Path, trial_id: str, signum: int) -> threading.Thread:
 def test_every_kind_of_failure_is_recorded_with_its_reason_and_a_killed_process_is_started_again(
     ray_cluster: str, tmp_path: Path
 ):
-    points = [GOOD, BAD_LR, GOOD | {"routing.alpha": 2}, GOOD | {"routing.alpha": 7}]
+    points = [GOOD, BAD_LR, *(GOOD | {"routing.alpha": alpha} for alpha in (2, 7, 1))]
     config = tiny_sweep(
         tmp_path,
         space=SPACE,
-        search__num_trials=4,
+        search__num_trials=5,
         search__starting_points=points,
         early_stopping={"name": "none"},
+        failures__retries=1,
         # Slow enough to be killed in the midst of it.
         trial__training__batch_size=96,
     )
@@ -70,15 +74,17 @@ def test_every_kind_of_failure_is_recorded_with_its_reason_and_a_killed_process_
     in_the_way = folder / "trials" / "t0002" / "grids"
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("no folder can be made here")
-    killer = kill_once(folder, "t0003", signal.SIGKILL)
+    kill(folder, "t0003", signal.SIGKILL)
+    kill(folder, "t0004", signal.SIGKILL, times=2)
     outcome = run_sweep(config, folder)
-    killer.join(1.0)
     trials = records(folder)
     assert outcome.error is None
-    assert [t.status for t in trials.values()] == ["completed", "failed", "failed", "completed"]
+    assert [t.status for t in trials.values()] == ["completed", "failed", "failed", "completed", "failed"]
     assert trials["t0001"].reason.startswith("TrainingDivergedError: the loss is nan at step 2")
     assert trials["t0002"].reason.startswith("FileExistsError")
     assert "Traceback" in (folder / "trials" / "t0002" / "error.txt").read_text()
+    assert trials["t0004"].reason.startswith("its process died 2 times (failures.retries): ")
+    assert len(attempts(folder, "t0004")) == 2
     assert outcome.best is not None
     assert outcome.best["trial_id"] in ("t0000", "t0003")
 
@@ -116,6 +122,22 @@ def test_too_many_failures_end_the_sweep_with_one_message_and_it_can_be_resumed(
     assert statuses == ["failed", "failed", "completed", "completed"]
     started = [e["id"] for e in read_events(folder / "journal.jsonl") if e["event"] == "trial"]
     assert started == ["t0000", "t0001", "t0002", "t0003"]
+
+
+def test_a_spent_budget_stops_the_running_trials_and_is_no_error(ray_cluster: str, tmp_path: Path):
+    config = tiny_sweep(tmp_path, budget__max_device_hours=1e-6, early_stopping={"name": "none"})
+    folder = folder_of(config)
+    outcome = run_sweep(config, folder)
+    assert outcome.error is None
+    assert outcome.ending == "the budget of 1e-06 device-hours is spent"
+    trials = records(folder).values()
+    assert 1 <= len(trials) <= 2
+    assert {t.status for t in trials} == {"pruned"}
+    assert outcome.best is not None or not any(t.last_step for t in trials)
+    parent, children = runs_of(MlflowClient(tracking_uri=outcome.tracking_uri), "tiny")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["dtr_ray.reason"] == outcome.ending
+    assert {run.info.status for run in children.values()} == {"KILLED"}
 
 
 def test_the_watchdog_names_the_trial_that_stands_still(tmp_path: Path):
@@ -166,10 +188,9 @@ def test_a_trial_that_hangs_ends_the_sweep_with_its_reason_and_exit_code_1(tmp_p
     """SIGSTOP: the process is there, and does nothing more."""
     config = tiny_sweep(tmp_path, failures__stall_timeout_s=20.0, trial__training__batch_size=96)
     folder = folder_of(config)
-    killer = kill_once(folder, "t0001", signal.SIGSTOP)
+    kill(folder, "t0001", signal.SIGSTOP)
     with sweep_command(config) as command:
         assert command.wait(200.0) == 1
-        killer.join(1.0)
         assert "the sweep ended early: no trial has made a step for" in command.output
         assert "t0001 last seen" in command.output
         command.wait_gone(30.0)
