@@ -72,7 +72,10 @@ def test_a_wrong_word_exits_2_with_one_line(words: list[str], expected: str, tmp
     path = tmp_path / "good.yaml"
     path.write_text(GOOD)
     done = subprocess.run(
-        [sys.executable, "-m", "dtr_ray.sweep", str(path), *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dtr_ray.sweep", str(path), *words],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2, done.stderr
     assert expected in done.stderr
@@ -89,6 +92,13 @@ def test_a_dry_run_tells_the_plan_and_leaves_nothing_behind(tmp_path: Path) -> N
         check=True,
         cwd=tmp_path,
     )
-    for words in ("7 trials", "routing.alpha", "weighting.name is min_snr", "ASHA", "700 at most", "side by side"):
+    for words in (
+        "7 trials",
+        "routing.alpha",
+        "weighting.name is min_snr",
+        "ASHA",
+        "700 at most",
+        "side by side",
+    ):
         assert words in done.stdout, words
     assert list(tmp_path.iterdir()) == [path]
