@@ -50,8 +50,8 @@ def run_command(command: Callable[[], int], resume: str | Callable[[], str] | No
 def exit_at_once(code: int) -> NoReturn:
     """Ends the process with `code`; after an interrupt without the interpreter's own clean-up.
 
-    That shuts Ray down, and a thread which still waits for Ray Train then ends the process with code 1.
-    Ray's processes end by themselves when this one is gone.
+    That shuts Ray down under the feet of threads which still use it, and now and then ends the process with
+    code 1 or a segmentation fault instead. Ray's processes end by themselves when this one is gone.
     """
     if code != INTERRUPTED:
         sys.exit(code)
