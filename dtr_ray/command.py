@@ -47,17 +47,23 @@ def run_command(command: Callable[[], int], resume: str | Callable[[], str] | No
         return INTERRUPTED
 
 
-def exit_at_once(code: int) -> NoReturn:
-    """Ends the process with `code`; after an interrupt without the interpreter's own clean-up.
+def leave(code: int) -> NoReturn:
+    """Ends the process; an interrupted one at once, with all processes that it has started.
 
-    That shuts Ray down under the feet of threads which still use it, and now and then ends the process with
-    code 1 or a segmentation fault instead. Ray's processes end by themselves when this one is gone.
+    The interpreter's own clean-up shuts Ray down under the feet of threads which still use it, and now and
+    then ends with code 1 or a segmentation fault instead.
     """
-    if code != INTERRUPTED:
-        sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    if code == INTERRUPTED:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+        if "dtr_ray.service.cluster" in sys.modules:
+            from dtr_ray.service import cluster
+
+            cluster.kill_own_processes()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _one_line(

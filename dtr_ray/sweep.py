@@ -7,7 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from dtr_ray.command import Parser, exit_at_once, run_command
+from dtr_ray.command import Parser, leave, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,4 +74,4 @@ def _run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    exit_at_once(main())
+    leave(main())

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtr_ray.command import Parser, exit_at_once, run_command
+from dtr_ray.command import Parser, leave, run_command
 
 if TYPE_CHECKING:
     from dtr_ray.config import TrialConfig
@@ -112,4 +112,4 @@ def _print(result: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    exit_at_once(main())
+    leave(main())

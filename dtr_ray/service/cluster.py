@@ -61,25 +61,29 @@ def connect(*, dashboard: bool) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Lets an interrupt of Ray's start leave nothing behind, and keeps what SIGTERM means."""
-    # Found where Ray brings it along.
-    process = importlib.import_module("psutil").Process()
+    """Lets SIGTERM mean what it meant before: Ray puts its own handler there, which ends without a word."""
     handler = signal.getsignal(signal.SIGTERM)
-    before = set(process.children())
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Ray knows its processes only when all are up. Those that lose their parent take a minute to go.
-        for child in set(process.children()) - before:
-            for descendant in (*child.children(recursive=True), child):
-                descendant.kill()
-        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+    except SystemExit as error:
+        if error.code == signal.SIGTERM:
             raise KeyboardInterrupt from error
         raise
     finally:
         if threading.current_thread() is threading.main_thread():
-            # Ray has put its own there, which ends the process without a word.
             signal.signal(signal.SIGTERM, handler)
+
+
+def kill_own_processes() -> None:
+    """Ends all processes that descend from this one, which are Ray's if it has started any; for its own end.
+
+    Ray's shutdown in good order can hang or crash where it was interrupted in its start, and what is left
+    without a parent takes a minute to go.
+    """
+    # Found where Ray brings it along.
+    process = importlib.import_module("psutil").Process()
+    for descendant in process.children(recursive=True):
+        descendant.kill()
 
 
 def _check_answers(address: str) -> None:
