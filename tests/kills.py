@@ -57,9 +57,9 @@ class Round:
     """Seconds until the last of its processes was gone; None where that was not waited for."""
 
 
-def run_to_the_end(config: SweepConfig, *options: str) -> str:
+def run_to_the_end(config: SweepConfig, *options: str, **environment: str) -> str:
     """Runs the command, which must succeed; returns what it printed."""
-    with sweep_command(config, *options) as command:
+    with sweep_command(config, *options, **environment) as command:
         assert command.wait(300.0) == 0, command.output
         return command.output
 

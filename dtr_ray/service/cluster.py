@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,9 +81,10 @@ def kill_own_processes() -> None:
     without a parent takes a minute to go.
     """
     # Found where Ray brings it along.
-    process = importlib.import_module("psutil").Process()
-    for descendant in process.children(recursive=True):
-        descendant.kill()
+    psutil = importlib.import_module("psutil")
+    for descendant in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            descendant.kill()
 
 
 def _check_answers(address: str) -> None:

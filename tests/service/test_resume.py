@@ -2,7 +2,6 @@
 
 import shlex
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,16 +83,13 @@ def test_resuming_a_complete_sweep_prints_its_summary_without_ray(interrupted: I
     before = {
         name: state for name, state in snapshot(folder).items() if name.startswith(("trials/", "tracking/"))
     }
-    started = time.monotonic()
-    output = run_to_the_end(interrupted.config, "--resume")
-    seconds = time.monotonic() - started
+    # There is no Ray at that address: to ask for it would be an error.
+    output = run_to_the_end(interrupted.config, "--resume", RAY_ADDRESS="127.0.0.1:1")
     assert "all trials had ended before" in output
     table = [line for line in output.splitlines() if line.startswith("  t000")]
     assert table == [line for line in interrupted.output.splitlines() if line.startswith("  t000")]
     after = snapshot(folder)
     assert {name: after[name] for name in before} == before
-    assert not (folder / ".ray").exists()
-    assert seconds < 15.0
 
 
 def test_a_sweep_is_not_run_over_another(interrupted: Interrupted):
