@@ -11,6 +11,8 @@ is removed afterwards. All figures are from the sweep's own journal and its tria
 """
 
 import argparse
+import contextlib
+import io
 import statistics
 import tempfile
 from pathlib import Path
@@ -47,7 +49,8 @@ def run(num_workers: int, num_trials: int, output: Path) -> list[tuple[float, fl
         }
     )
     folder = output / config.name
-    outcome = run_sweep(config, folder)
+    with contextlib.redirect_stdout(io.StringIO()):
+        outcome = run_sweep(config, folder)
     assert outcome.error is None, outcome.error
     events = read_events(folder / "journal.jsonl")
     suggested = {event["id"]: event["time"] for event in events if event["event"] == "trial"}

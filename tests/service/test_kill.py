@@ -30,15 +30,15 @@ CHANGES = {
 }
 
 
-def kill_over_and_over(config: SweepConfig, seed: int) -> list[Round]:
+def kill_over_and_over(config: SweepConfig, seed: int, num_kills: int = NUM_KILLS) -> list[Round]:
     """Kills the driver, its group or everything, resumes at once or after a look; then runs to the end."""
     interrupt, rounds = Interrupter(config, seed), []
-    for number in range(NUM_KILLS):
+    for number in range(num_kills):
         how = ("kill driver", "kill all", "kill group", "kill all")[number % 4]
         rounds.append(interrupt(how, wait_gone=number % 3 != 1))
     run_to_the_end(config, "--resume")
     interrupt.end()
-    assert [found.code for found in rounds] == [-9] * NUM_KILLS
+    assert [found.code for found in rounds] == [-9] * num_kills
     return rounds
 
 
@@ -79,3 +79,16 @@ def test_two_trials_at_a_time_account_for_every_suggested_trial_once(
     check_accounts(config)
     check_mlflow(config)
     assert (folder_of(config) / "best.json").exists()
+
+
+def test_trials_of_two_workers_end_with_the_same_values(
+    tmp_path: Path, shared_cache: Path, capsys: pytest.CaptureFixture[str]
+):
+    changes = CHANGES | {"resources__workers_per_trial": 2, "search__num_trials": 4}
+    undisturbed, config = (tiny_sweep(tmp_path / name, **changes) for name in ("undisturbed", "killed"))
+    run_to_the_end(undisturbed)
+    rounds = kill_over_and_over(config, seed=3, num_kills=4)
+    print_rounds("trials of two workers", rounds, check_steps(config), capsys)
+    check_same(config, undisturbed)
+    check_accounts(config)
+    check_mlflow(config)
