@@ -1,8 +1,13 @@
 """The base of every configuration object: frozen, strict, and closed to unknown keys."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Config(BaseModel):
@@ -15,6 +20,8 @@ class Config(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
         validate_default=True,
+        # `from` is a key of the YAML and a keyword of Python.
+        serialize_by_alias=True,
     )
 
     @classmethod
@@ -39,6 +46,11 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _names_first(change: tuple[str, Any]) -> tuple[bool, int]:
+    dotted, _ = change
+    return not dotted.endswith(".name"), dotted.count(".")
+
+
 def override(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A copy of nested `values` with dotted `changes` put in; the originals stay as they are.
 
@@ -47,7 +59,7 @@ def override(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """
     copy = {k: override(v, {}) if isinstance(v, dict) else v for k, v in values.items()}
     # Names first, so that a parameter given beside its name is kept.
-    for dotted, value in sorted(changes.items(), key=lambda item: not item[0].endswith(".name")):
+    for dotted, value in sorted(changes.items(), key=_names_first):
         *path, key = dotted.split(".")
         section = copy
         for part in path:

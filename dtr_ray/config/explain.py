@@ -7,7 +7,16 @@ from pydantic import ValidationError
 
 from dtr_ray.config.base import Config
 from dtr_ray.config.errors import Path, Problem, RuleError, dotted, near_miss, shown, suggestion
-from dtr_ray.config.fields import Place, discriminator, dotted_names, literals, locate, variants
+from dtr_ray.config.fields import (
+    Place,
+    discriminator,
+    dotted_names,
+    fields,
+    literals,
+    locate,
+    sections,
+    variants,
+)
 
 _LIMITS = {
     "greater_than": ("above", "gt"),
@@ -124,9 +133,19 @@ def _wrong_tag(annotation: Any, value: object) -> str:
     return f"{shown(tag)} is not one of {', '.join(options)}{_guess(tag, list(options))}"
 
 
+def _is_chosen(model: type[Config], name: str) -> bool:
+    """Whether a value, by its dotted name, is in a section that has several variants."""
+    section = {"": model}
+    for part in name.split(".")[:-1]:
+        section = sections(section[""])[part]
+        if len(section) > 1:
+            return True
+    return False
+
+
 def _unknown_key(place: Place, model: type[Config]) -> str:
     word = place.path[-1]
-    others = [tag for tag, variant in place.options.items() if word in variant.model_fields]
+    others = [tag for tag, variant in place.options.items() if word in fields(variant)]
     if others:
         key = discriminator(list(place.options.values()))
         return f"does not exist under {key}: {place.tag}, only under {' and '.join(others)}"
@@ -135,6 +154,8 @@ def _unknown_key(place: Place, model: type[Config]) -> str:
     guess = near_miss(word, place.siblings)
     parts = f".{dotted(place.path[-1:])}"
     places = [name for name in dotted_names(model) if name.endswith(parts) or f"{parts}." in name]
+    # A key that a section always has is likelier meant than one that exists under some choice alone.
+    places.sort(key=lambda name: _is_chosen(model, name))
     if places:
         elsewhere = dict.fromkeys(name[: f"{name}.".index(f"{parts}.") + len(parts)] for name in places)
         return f"unknown key here; did you mean {' or '.join([*([guess] if guess else []), *elsewhere][:3])}?"

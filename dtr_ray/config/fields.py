@@ -4,8 +4,15 @@ import types
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
+from pydantic.fields import FieldInfo
+
 from dtr_ray.config.base import Config
 from dtr_ray.config.errors import Path
+
+
+def fields(model: type[Config]) -> dict[str, FieldInfo]:
+    """The fields of a section by the keys of the YAML, which differ from Python's names for `from`."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def variants(annotation: Any) -> dict[str, type[Config]]:
@@ -39,7 +46,7 @@ def unwrapped(annotation: Any) -> Any:
 @cache
 def sections(model: type[Config]) -> dict[str, dict[str, type[Config]]]:
     """The sections directly below `model`: key to its variants."""
-    found = {name: variants(field.annotation) for name, field in model.model_fields.items()}
+    found = {name: variants(field.annotation) for name, field in fields(model).items()}
     return {name: models for name, models in found.items() if models}
 
 
@@ -47,7 +54,7 @@ def sections(model: type[Config]) -> dict[str, dict[str, type[Config]]]:
 def dotted_names(model: type[Config]) -> tuple[str, ...]:
     """Dotted names of all values, those of every variant of a section (`routing.alpha`, ...) among them."""
     names: dict[str, None] = {}
-    for key in model.model_fields:
+    for key in fields(model):
         below = sections(model).get(key)
         if below is None:
             names[key] = None
@@ -71,7 +78,7 @@ class Place(NamedTuple):
     @property
     def siblings(self) -> list[str]:
         """The keys that the section knows."""
-        return list(self.options[self.tag].model_fields) if self.tag in self.options else []
+        return list(fields(self.options[self.tag])) if self.tag in self.options else []
 
 
 def locate(model: type[Config], loc: tuple[str | int, ...]) -> Place:
@@ -95,7 +102,7 @@ def locate(model: type[Config], loc: tuple[str | int, ...]) -> Place:
         else:
             break
         if tag in holder:
-            field = holder[tag].model_fields.get(str(part))
+            field = fields(holder[tag]).get(str(part))
             annotation = None if field is None else field.annotation
         else:
             annotation = get_args(unwrapped(annotation))[-1]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from dtr_ray.config.base import Config
 from dtr_ray.config.errors import shown
 from dtr_ray.config.space import Choice, target
 from dtr_ray.config.sweep import SweepConfig
@@ -27,7 +28,7 @@ def _ignored_in_trial(trial: TrialConfig) -> Iterator[tuple[str, str]]:
         yield "data.latent_scale", "is ignored: without data.vae the model sees pixels"
     if trial.training.ema_warmup and trial.training.ema_decay == 0:
         yield "training.ema_warmup", "is ignored: training.ema_decay is 0"
-    if data.classes == 1 and _set(model, "class_dropout_prob"):
+    if not data.is_conditional and _set(model, "class_dropout_prob"):
         yield "model.class_dropout_prob", "is ignored: the data is unconditional"
     if trial.resolved_model.learn_sigma != model.learn_sigma and "learn_sigma" in model.model_fields_set:
         yield "model.learn_sigma", f"is ignored: diffusion.variance {trial.diffusion.variance} decides it"
@@ -35,12 +36,12 @@ def _ignored_in_trial(trial: TrialConfig) -> Iterator[tuple[str, str]]:
 
 def _ignored_in_search(sweep: SweepConfig) -> Iterator[tuple[str, str]]:
     search, stopping, resources = sweep.search, sweep.early_stopping, sweep.resources
-    if search.sampler == "random" and _set(search, "num_startup_trials"):
-        yield "search.num_startup_trials", "is ignored: sampler random has no model to start"
+    if search.sampler != "tpe" and _set(search, "num_startup_trials"):
+        yield "search.num_startup_trials", f"is ignored: sampler {search.sampler} has no model to start"
     if search.sampler == "tpe" and search.num_startup_trials >= search.num_trials:
         yield "search.sampler", f"tpe is never used: the {search.num_trials} trials are all startup trials"
-    if len(search.starting_points) > search.num_trials:
-        given = len(search.starting_points)
+    if len(search.points) > search.num_trials:
+        given = len(search.points)
         yield "search.starting_points", f"are {given}, but only {search.num_trials} trials are run"
     if resources.gpus_per_worker % 1 and resources.max_concurrent == 1:
         yield "resources.gpus_per_worker", "shares a GPU, but max_concurrent is 1: nothing shares it"
@@ -60,13 +61,24 @@ def _replaced(sweep: SweepConfig) -> Iterator[tuple[str, str]]:
         section, _, last = target(key).rpartition(".")
         if last != "name" or not isinstance(parameter, Choice) or parameter.when:
             continue
-        base = getattr(sweep.trial, section)
+        base = _section(sweep.trial, section)
+        if not isinstance(base, Config):
+            continue
         own = [field for field in type(base).model_fields if field != "name" and _set(base, field)]
-        others = [value for value in parameter.values if value != base.name]
-        if own and others and (base.name not in parameter.values or section in ("data", "model")):
+        name = getattr(base, "name", None)
+        others = [value for value in parameter.values if value != name]
+        if own and others and (name not in parameter.values or section in ("data", "model")):
             names = ", ".join(f"{section}.{field}" for field in own)
             reason = f"loses {names} where {target(key)} is {shown(others)}: a new name starts afresh"
             yield f"trial.{section}", reason
+
+
+def _section(trial: TrialConfig, name: str) -> object:
+    """A section by its dotted name; None where the trial's own variant has no such section."""
+    found: object = trial
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def _set(section: object, field: str) -> bool:

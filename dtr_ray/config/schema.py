@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dtr_ray.config.base import Config
-from dtr_ray.config.fields import dotted_names, sections
-from dtr_ray.config.presets import PRESETS
+from dtr_ray.config.fields import fields, sections
+from dtr_ray.config.presets import PRESETS, SIZES
 from dtr_ray.config.sweep import SweepConfig
 from dtr_ray.config.trial import TrialConfig
 
@@ -18,7 +18,7 @@ MODELS: dict[str, type[Config]] = {"sweep": SweepConfig, "trial": TrialConfig}
 def schema(model: type[Config]) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a sweep's or a trial's file."""
     result = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
-    result["$defs"]["ModelConfig"]["properties"]["name"]["enum"] = ["DiT", *PRESETS]
+    result["$defs"]["ModelConfig"]["properties"]["name"]["enum"] = [*SIZES, *PRESETS]
     if model is SweepConfig:
         properties = result["properties"]
         result["$defs"]["Parameter"] = properties["space"].pop("additionalProperties")
@@ -38,12 +38,20 @@ def schema(model: type[Config]) -> dict[str, Any]:
 
 def _descriptions() -> dict[str, str]:
     """The docstring (or the section's) of each value of a trial, by dotted name."""
+    return _described(TrialConfig)
+
+
+def _described(model: type[Config]) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for name in dotted_names(TrialConfig):
-        section, key = name.split(".")
-        holders = [m for m in sections(TrialConfig)[section].values() if key in m.model_fields]
-        found = [m.model_fields[key].description or m.__doc__ for m in holders]
-        texts[name] = next(text for text in found if text)
+    for key, field in fields(model).items():
+        below = sections(model).get(key)
+        if below is None:
+            said = field.description or model.__doc__
+            assert said is not None
+            texts[key] = said
+        for variant in (below or {}).values():
+            for name, said in _described(variant).items():
+                texts.setdefault(f"{key}.{name}", said)
     return texts
 
 

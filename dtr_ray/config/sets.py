@@ -5,7 +5,7 @@ from typing import Any
 
 from dtr_ray.config.base import Config
 from dtr_ray.config.errors import ConfigError, Path, dotted, one_line, shown, suggestion
-from dtr_ray.config.fields import dotted_names, sections
+from dtr_ray.config.fields import dotted_names, fields, sections
 from dtr_ray.config.space import target, wanted_values
 from dtr_ray.config.tree import MAX_MESSAGES, Tree, parse_value
 from dtr_ray.config.trial import TrialConfig
@@ -29,7 +29,7 @@ def apply_sets(tree: Tree, sets: Sequence[str], model: type[Config]) -> list[str
             errors.append(one_line(str(error)))
     warnings: list[str] = []
     # Names first, so that a parameter given beside its name is kept.
-    for text, path, value in sorted(changes, key=lambda change: change[1][-1] != "name"):
+    for text, path, value in sorted(changes, key=lambda change: (change[1][-1] != "name", len(change[1]))):
         _put(tree, path, value, f"--set {text}", model)
         if path[0] == "trial" and len(path) > 1 and isinstance(tree.values.get("space"), dict):
             warnings += _fix(tree.values, path[1:], value)
@@ -110,12 +110,12 @@ def _put(tree: Tree, path: Path, value: Any, origin: str, model: type[Config]) -
         options = sections(here).get(str(part), {})
         if section.get(part) is None:
             # What the file leaves out begins as the default's variant, or `alpha` would have no `name`.
-            section[part] = {"name": here.model_fields[str(part)].default.name} if len(options) > 1 else {}
+            section[part] = {"name": fields(here)[str(part)].default.name} if len(options) > 1 else {}
             tree.origins[path[:depth]] = origin
         section = section[part]
         if not isinstance(section, dict):
             return
-        here = options.get("", Config)
+        here = options.get("") or options.get(str(section.get("name")), Config)
     if path[-1] == "name" and len(path) > 1 and section.get("name") != value:
         section.clear()
         _forget(tree, path[:-1])
@@ -164,4 +164,4 @@ def _without(space: dict[str, Any], path: Path, value: object) -> list[str]:
     if not isinstance(value, str) or value not in options:
         return []
     inside = [key for key in space if str(key).startswith(f"{path[0]}.")]
-    return [key for key in inside if target(key).split(".", 1)[1] not in options[value].model_fields]
+    return [key for key in inside if target(key).split(".")[1] not in fields(options[value])]

@@ -1,27 +1,65 @@
 """SweepConfig: a base trial, the space around it, and how the search spends its budget."""
 
+import itertools
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dtr_ray.config.base import Config, override
+from dtr_ray.config.base import Config, Positive, PositiveFloat, Text, override
 from dtr_ray.config.errors import RuleError, broken, shown
 from dtr_ray.config.space import ParameterConfig, Scalar, Space, ordered
 from dtr_ray.config.sweep_rules import space_key, sweep_problems, trial_name
-from dtr_ray.config.trial import Positive, PositiveFloat, Text, TrialConfig
+from dtr_ray.config.trial import TrialConfig
 
 
 class SearchConfig(Config):
     """Which trials are run."""
 
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: Literal["tpe", "random", "points"] = "tpe"
+    """`points`: the starting points alone, to compare what is known beforehand."""
     num_trials: Positive = 20
-    """Trials in all, failed ones counted."""
+    """Trials in all, failed ones counted; with `points`, as many as there are, unless it says fewer."""
     num_startup_trials: Annotated[int, Field(ge=0)] = 8
     """Random trials before TPE's model is used."""
     seed: Annotated[int, Field(ge=0)] = 0
-    starting_points: list[dict[str, Scalar]] = []
-    """Parameters of the first trials, by dotted name; what a point leaves out is sampled."""
+    starting_points: list[dict[str, Scalar | list[Scalar]]] = []
+    """Parameters of the first trials, by dotted name; what a point leaves out is sampled. A list stands for
+    one point with each of its values; several lists, for all their combinations, the last changing first."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count(cls, values: Any) -> Any:
+        """With `points` there are as many trials as points."""
+        if not isinstance(values, dict) or values.get("sampler") != "points" or "num_trials" in values:
+            return values
+        try:
+            count = len(list(_expanded(values.get("starting_points", []))))
+            return values | {"num_trials": count} if count else values
+        except (AttributeError, TypeError):
+            # They are not points at all, which their own type tells better.
+            return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.sampler == "points" and not self.starting_points:
+            raise broken("starting_points", "are missing: sampler points runs nothing else", "sampler")
+        if self.sampler == "points" and self.num_trials > len(self.points):
+            rule = f"{self.num_trials} is more than the {len(self.points)} starting points"
+            raise broken("num_trials", rule, "sampler", "starting_points")
+        return self
+
+    @property
+    def points(self) -> list[dict[str, Scalar]]:
+        """The starting points, each list written out."""
+        return list(_expanded(self.starting_points))
+
+
+def _expanded(points: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for point in points:
+        lists = [value if isinstance(value, list) else [value] for value in point.values()]
+        for values in itertools.product(*lists):
+            yield dict(zip(point, values, strict=True))
 
 
 class NoStopping(Config):

@@ -1,5 +1,6 @@
 """Rules between the parts of a sweep: every trial that the space can draw must be one that can run."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +45,13 @@ def sweep_problems(sweep: "SweepConfig") -> Iterator[Problem]:
     if sweep.metric not in (None, sweep.objective):
         rule = f"{sweep.metric!r} is not what the trials report: leave it out, or write {sweep.objective}"
         yield Problem(("metric",), rule, _METRIC_KEYS)
-    yield from _unique(_space_problems(sweep))
-    for number, point in enumerate(sweep.search.starting_points):
-        yield from _point_problems(sweep, number, point)
+    in_points = list(_unique(_all_point_problems(sweep)))
+    yield from in_points
+    # With points nothing else of the space is run, so that nothing else has to be valid.
+    if sweep.search.sampler != "points":
+        yield from _unique(_space_problems(sweep, corner_assignments(sweep.space)))
+    elif not in_points:
+        yield from _unique(_space_problems(sweep, sweep.search.points))
     try:
         TrialConfig.from_dict(override(sweep.trial.to_dict(), sweep.best))
     except ValidationError as error:
@@ -63,8 +68,8 @@ def _unique(found: Iterable[Problem]) -> Iterator[Problem]:
             yield problem
 
 
-def _space_problems(sweep: "SweepConfig") -> Iterator[Problem]:
-    for params in corner_assignments(sweep.space):
+def _space_problems(sweep: "SweepConfig", assignments: Iterable[dict[str, Any]]) -> Iterator[Problem]:
+    for params in assignments:
         keys = {target(key): key for key in by_key(sweep.space, params)}
         try:
             trial = sweep.trial_config(params)
@@ -110,6 +115,13 @@ def _trial_problems(sweep: "SweepConfig", trial: TrialConfig) -> Iterator[Proble
         yield Problem(("resources", "workers_per_trial"), rule, (("trial", "training", "batch_size"),))
 
 
+def _all_point_problems(sweep: "SweepConfig") -> Iterator[Problem]:
+    for number, point in enumerate(sweep.search.starting_points):
+        lists = [value if isinstance(value, list) else [value] for value in point.values()]
+        for values in itertools.product(*lists):
+            yield from _point_problems(sweep, number, dict(zip(point, values, strict=True)))
+
+
 def _point_problems(sweep: "SweepConfig", number: int, point: dict[str, Any]) -> Iterator[Problem]:
     keys = {target(key): key for key in by_key(sweep.space, point)}
     names = list(dict.fromkeys(map(target, sweep.space)))
@@ -124,6 +136,10 @@ def _point_problems(sweep: "SweepConfig", number: int, point: dict[str, Any]) ->
         elif not sweep.space[keys[name]].holds(value):
             rule = f"{shown(value)} is outside its range: {shown_range(sweep.space[keys[name]])}"
             yield Problem(path, rule)
+    missing = [target(key) for key, p in sweep.space.items() if p.exists(point) and target(key) not in point]
+    if sweep.search.sampler == "points" and missing:
+        rule = f"leaves out {', '.join(missing)}: with sampler points, each point gives all that it searches"
+        yield Problem(("search", "starting_points", number), rule)
 
 
 def shown_condition(when: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dtr_ray.config.trial import MinSNRWeighting, P2Weighting, WeightingConfig
+from dtr_ray.config.weighting import MinSNRWeighting, P2Weighting, WeightingConfig
 from dtr_ray.diffusion.noise import NoiseSchedule
 
 Array = TypeVar("Array", Tensor, NDArray[np.floating[Any]])

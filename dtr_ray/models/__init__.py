@@ -1,8 +1,10 @@
-"""Models: diffusion transformers, and the masks that route their channels."""
+"""Models: diffusion transformers and U-Nets, and the masks that route their channels."""
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import TypeAdapter
+from torch import nn
 
 from dtr_ray.config import ModelConfig, RoutingConfig
 from dtr_ray.config.presets import PRESETS
@@ -15,12 +17,15 @@ __all__ = ["PRESETS", "DiT", "build_model", "drop_labels", "load_weights", "mode
 
 _ROUTING: TypeAdapter[RoutingConfig] = TypeAdapter(RoutingConfig)
 
+FAMILIES: dict[str, Callable[..., nn.Module]] = {"DiT": DiT}
+"""The class of each family of models; its arguments are the values of a ModelConfig that it knows."""
+
 
 def build_model(
     config: ModelConfig | dict[str, Any],
     routing: RoutingConfig | dict[str, Any] | None = None,
     num_timesteps: int = 1000,
-) -> DiT:
+) -> nn.Module:
     """Builds a model from its configuration, with new weights from torch's global generator.
 
     Args:
@@ -32,7 +37,8 @@ def build_model(
     Raises:
         ValueError: on unknown names and keys, values out of range, and sizes that do not fit each other.
     """
-    return DiT(**model_arguments(config, routing, num_timesteps))
+    model = ModelConfig.from_dict(config) if isinstance(config, dict) else config
+    return FAMILIES[model.family](**model_arguments(model, routing, num_timesteps))
 
 
 def model_arguments(
@@ -42,9 +48,8 @@ def model_arguments(
 ) -> dict[str, Any]:
     """What `build_model` builds the model with, by name; arguments and errors as there."""
     model = ModelConfig.from_dict(config) if isinstance(config, dict) else config
-    sizes = PRESETS[model.name]._asdict() if model.name in PRESETS else {}
-    given = model.model_dump(exclude={"name"}, exclude_none=True)
-    arguments = sizes | given
+    given = model.model_dump(exclude={"name"})
+    arguments = {key: model.value(key) for key in given if model.value(key) is not None}
     if routing is not None:
         choice = _ROUTING.validate_python(routing)
         arguments["mask"] = build_mask(choice, num_timesteps, arguments["hidden_size"])

@@ -90,7 +90,7 @@ def print_plan(config: SweepConfig, folder: Path, console: Console | None = None
 
 def _rows(config: SweepConfig, plan: Plan, folder: Path, machines: str) -> Iterator[tuple[str, str]]:
     trial, search = config.trial, config.search
-    points = f", {len(search.starting_points)} starting points" if search.starting_points else ""
+    points = f", {len(search.points)} starting points" if search.starting_points else ""
     yield "search", f"{search.sampler}, seed {search.seed}{points}"
     yield "early stopping", _describe_stopping(config)
     yield (

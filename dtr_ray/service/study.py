@@ -65,7 +65,7 @@ class Suggester:
         sampler: BaseSampler
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            if self._search.sampler == "random":
+            if self._search.sampler != "tpe":
                 sampler = RandomSampler(seed=seed)
             else:
                 sampler = TPESampler(
@@ -75,7 +75,7 @@ class Suggester:
                     group=True,
                     constant_liar=True,
                 )
-            points = self._search.starting_points
+            points = self._search.points
             if number < len(points):
                 sampler = PartialFixedSampler(by_key(self._space, dict(points[number])), sampler)
         return sampler

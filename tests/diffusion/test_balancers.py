@@ -6,7 +6,7 @@ from golden import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtr_ray.config.trial import MinSNRWeighting, P2Weighting, UWWeighting, VanillaWeighting
+from dtr_ray.config.weighting import MinSNRWeighting, P2Weighting, UWWeighting, VanillaWeighting
 from dtr_ray.diffusion.balancers import UncertaintyWeighting, build_balancer
 from dtr_ray.diffusion.intervals import stratified_timesteps, uniform_intervals
 from dtr_ray.diffusion.loss import diffusion_losses

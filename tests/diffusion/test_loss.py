@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden import latents, load
 
-from dtr_ray.config.trial import MinSNRWeighting, P2Weighting, VanillaWeighting
+from dtr_ray.config.weighting import MinSNRWeighting, P2Weighting, VanillaWeighting
 from dtr_ray.diffusion.loss import diffusion_losses
 from dtr_ray.diffusion.noise import noise_schedule, q_sample
 from dtr_ray.diffusion.weightings import build_weights

@@ -7,7 +7,7 @@ from golden import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtr_ray.config.trial import MinSNRWeighting, P2Weighting, UWWeighting, VanillaWeighting
+from dtr_ray.config.weighting import MinSNRWeighting, P2Weighting, UWWeighting, VanillaWeighting
 from dtr_ray.diffusion.noise import noise_schedule
 from dtr_ray.diffusion.weightings import build_weights, min_snr_weights, p2_weights
 

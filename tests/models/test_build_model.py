@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dtr_ray.config import ModelConfig
-from dtr_ray.config.trial import DTRRouting, NoRouting
+from dtr_ray.config.routing import DTRRouting, NoRouting
 from dtr_ray.models import PRESETS, build_model
 from dtr_ray.models.routing import dtr_mask, random_mask
 

