@@ -32,7 +32,9 @@ def run_command(command: Callable[[], int], resume: str | Callable[[], str] | No
     is answered with `resume`, the command that goes on (or what tells it, if that is known only later).
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGINT too: a shell starts its background jobs with it ignored, and `kill -INT` is to work there.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
     warnings.simplefilter("always", ConfigWarning)
     warnings.formatwarning = _one_line
     try:
