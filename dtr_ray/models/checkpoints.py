@@ -1,7 +1,8 @@
-"""Reading weights: official DiT and DTR checkpoints, and safetensors."""
+"""Reading weights: official DiT, DTR and Switch-DiT checkpoints, and safetensors."""
 
-import argparse
+import collections
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,30 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dtr_ray.models.dit import is_routing_buffer
+from dtr_ray.models.trunk import is_routing_buffer
 
 _WEIGHTS_KEYS = ("ema", "model")
+
+
+class _Unused:
+    """Stands for an object of the settings that training scripts keep beside the weights, and forgets it."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# The command line (DiT's script), and OmegaConf's objects (DTR's and Switch-DiT's).
+_UNUSED = (
+    "argparse.Namespace",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.nodes.AnyNode",
+    "typing.Any",
+)
+_KNOWN: list[Any] = [*((_Unused, name) for name in _UNUSED), collections.defaultdict, dict, list, int]
+"""What may be in a file beside tensors."""
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -23,7 +45,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Args:
         model: what the weights are for; its state dict says which keys and shapes are needed, but a
-            missing `pos_embed` and DTR's routing buffers are passed over.
+            missing `pos_embed` and the fixed tables of DTR and Switch-DiT are passed over.
         path: the file.
 
     Raises:
@@ -43,9 +65,10 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
-        # DTR's training files keep their command line beside the weights, as a Namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        # Mapped, since the optimizer's state beside the weights is twice as large and not needed.
+        mapped = zipfile.is_zipfile(file)
+        with torch.serialization.safe_globals(_KNOWN):
+            content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
         raise ValueError(f"{file}: cannot be read as weights alone: {error}") from error
     if isinstance(content, dict):
@@ -58,7 +81,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 def _check_fit(needed: dict[str, Tensor], given: dict[str, Tensor], file: Path) -> None:
     for key, tensor in needed.items():
         if key not in given:
-            if key == "pos_embed":
+            if key.rpartition(".")[2] == "pos_embed":
                 continue
             raise ValueError(f"{file}: {key} is missing; the model needs it in shape {tuple(tensor.shape)}")
         if given[key].shape != tensor.shape:

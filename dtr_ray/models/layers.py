@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_NORM_EPS = 1e-6
+NORM_EPS = 1e-6
 
 
 class Route(NamedTuple):
@@ -77,9 +77,34 @@ def drop_labels(y: Tensor, drop: Tensor, null_label: int | None) -> Tensor:
     return torch.where(drop, null_label, y)
 
 
+def check_images(x: Tensor, num_channels: int, size: int) -> None:
+    """Raises ValueError unless x is (B, num_channels, size, size)."""
+    if x.ndim != 4 or x.shape[1:] != (num_channels, size, size):
+        raise ValueError(f"x has shape {tuple(x.shape)}: it must be (B, {num_channels}, {size}, {size})")
+
+
+def check_integers(name: str, values: Tensor, num_samples: int) -> None:
+    """Raises ValueError unless timesteps or labels are integers (num_samples,)."""
+    if values.shape != (num_samples,):
+        raise ValueError(f"{name} has shape {tuple(values.shape)}: it must be ({num_samples},), x's batch")
+    if values.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name} is of {values.dtype}: it must be int64")
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Tokens x (B, N, C) times 1 + scale, plus shift; both (B, C)."""
     return torch.addcmul(shift.unsqueeze(1), x, scale.unsqueeze(1) + 1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of queries to keys, (B, heads, tokens, C / heads) each; v has the keys' tokens."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        # Up to 1,024 tokens torch's fused CPU kernel is slower in bfloat16, its backward 2 to 7 times.
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+        weights: Tensor = scores.softmax(dim=3, dtype=torch.float32).to(v.dtype)
+        return weights @ v
+    heads: Tensor = F.scaled_dot_product_attention(q, k, v)
+    return heads
 
 
 class PatchEmbedding(nn.Module):
@@ -140,13 +165,7 @@ class Attention(nn.Module):
         qkv: Tensor = self.qkv(x)
         split = qkv.view(num_samples, num_tokens, 3, self.num_heads, num_channels // self.num_heads)
         q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-            # Up to 1,024 tokens torch's fused CPU kernel is slower in bfloat16, its backward 2 to 7 times.
-            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
-            heads = scores.softmax(dim=3, dtype=torch.float32).to(v.dtype) @ v  # (B, heads, N, C / heads)
-        else:
-            heads = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.proj(heads.transpose(1, 2).flatten(2))
+        out: Tensor = self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
         return out
 
 
@@ -165,24 +184,33 @@ class Mlp(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the condition (adaLN-Zero; DiT, section 3.2)."""
+    """Attention and MLP, each shifted, scaled and gated by the condition (adaLN-Zero; DiT, section 3.2).
 
-    def __init__(self, num_channels: int, num_heads: int, mlp_ratio: float) -> None:
+    With `cross_attn`, a module of (tokens, text), what it gives is added in between (DTR, figure 8).
+    """
+
+    def __init__(
+        self, num_channels: int, num_heads: int, mlp_ratio: float, cross_attn: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(num_channels, elementwise_affine=False, eps=_NORM_EPS)
+        self.norm1 = nn.LayerNorm(num_channels, elementwise_affine=False, eps=NORM_EPS)
         self.attn = Attention(num_channels, num_heads)
-        self.norm2 = nn.LayerNorm(num_channels, elementwise_affine=False, eps=_NORM_EPS)
+        self.cross_attn = cross_attn
+        self.norm2 = nn.LayerNorm(num_channels, elementwise_affine=False, eps=NORM_EPS)
         self.mlp = Mlp(num_channels, int(num_channels * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(num_channels, 6 * num_channels))
 
-    def forward(self, x: Tensor, condition: Tensor, route: Route | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, condition: Tensor, route: Route | None = None, text: Tensor | None = None
+    ) -> Tensor:
         """One block, over the channels that the route has on; without a route, over all.
 
         Args:
             x: tokens (B, N, C).
             condition: (B, C).
-            route: the masked copy x * on goes through both residual sub-blocks, whose additions are
+            route: the masked copy x * on goes through all residual sub-blocks, whose additions are
                 not masked again; x * off is added after them (DTR, section 4.1).
+            text: (B, L, D), for a block with cross-attention.
 
         Returns:
             (B, N, C).
@@ -190,6 +218,8 @@ class DiTBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, dim=1)
         h = x if route is None else x * route.on
         h = torch.addcmul(h, gate1.unsqueeze(1), self.attn(modulate(self.norm1(h), shift1, scale1)))
+        if self.cross_attn is not None:
+            h = h + self.cross_attn(h, text)
         h = torch.addcmul(h, gate2.unsqueeze(1), self.mlp(modulate(self.norm2(h), shift2, scale2)))
         return h if route is None else torch.addcmul(h, x, route.off)
 
@@ -199,7 +229,7 @@ class FinalLayer(nn.Module):
 
     def __init__(self, num_channels: int, patch_size: int, out_channels: int) -> None:
         super().__init__()
-        self.norm_final = nn.LayerNorm(num_channels, elementwise_affine=False, eps=_NORM_EPS)
+        self.norm_final = nn.LayerNorm(num_channels, elementwise_affine=False, eps=NORM_EPS)
         self.linear = nn.Linear(num_channels, patch_size**2 * out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(num_channels, 2 * num_channels))
 
