@@ -94,7 +94,7 @@ def sample(
     sampler: str,
     num_steps: int,
     guidance_scale: float = 1.0,
-    null_label: int | None = None,
+    null_label: int | Tensor | None = None,
     guided_channels: int | None = None,
     clip_denoised: bool = False,
     step_noise: StepNoise | None = None,
@@ -106,13 +106,14 @@ def sample(
             interpolation in the second half; t is the original timestep, (B,) int64.
         schedule: the one that the model was trained with.
         x_init: standard normal (B, C, H, W); the samples are computed on its device.
-        labels: (B,) int64.
+        labels: (B,) int64; or text tokens, float (B, L, D).
         sampler: `ddpm` (Ho et al.), `ddim` (Song et al., eta 0), `dpm_solver++` (Lu et al., second
             order, multistep).
         num_steps: in [1, T].
         guidance_scale: classifier-free guidance (Ho & Salimans); 1 is none, and runs no second half.
-        null_label: the label of no class; needed for guidance.
+        null_label: the label of no class, or the tokens (L, D) of no caption; needed for guidance.
         guided_channels: guide this many of the noise's channels (3 is the DiT authors' way); None: all.
+            The variance's are never guided.
         clip_denoised: clip the predicted image to [-1, 1]: for pixels.
         step_noise: gives the noise (B, C, H, W) of executed step i, 0 the noisiest; needed for `ddpm`.
 
@@ -120,7 +121,8 @@ def sample(
         float32 (B, C, H, W).
 
     Raises:
-        ValueError: an unknown sampler, `num_steps` out of range, `null_label` or `step_noise` missing.
+        ValueError: an unknown sampler, `num_steps` out of range, `null_label` or `step_noise` missing,
+            null tokens of another shape than the captions'.
     """
     timesteps = sampling_timesteps(schedule, sampler, num_steps)
     if guidance_scale != 1 and null_label is None:
@@ -147,27 +149,52 @@ def _predictor(
     labels: Tensor,
     channels: int,
     guidance_scale: float,
-    null_label: int | None,
+    null_label: int | Tensor | None,
     guided_channels: int | None,
 ) -> Callable[[Tensor, int], tuple[Tensor, Tensor | None]]:
     """(x, t) -> noise (B, C, H, W), guided, and the variance's interpolation (unguided) or None; float32."""
     doubled = guidance_scale != 1
     if doubled:
         assert null_label is not None
-        labels = torch.cat([labels, torch.full_like(labels, null_label)])
+        labels = torch.cat([labels, _null_like(labels, null_label)])
 
     def predict(x: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
-        times = torch.full((len(labels),), t, dtype=torch.int64, device=x.device)
+        # One value expanded: models that route by t see without asking the device that all have the same.
+        times = torch.full((1,), t, dtype=torch.int64, device=x.device).expand(len(labels))
         output = model(torch.cat([x, x]) if doubled else x, times, labels).float()
-        variance = output[: len(x), channels:] if output.shape[1] > channels else None
-        noise = output[: len(x), :channels]
         if doubled:
-            guided = output[len(x) :, :channels].lerp(noise, guidance_scale)
-            keep = channels if guided_channels is None else guided_channels
-            noise = torch.cat([guided[:, :keep], noise[:, keep:]], dim=1)
-        return noise, variance
+            output = guide(output, channels if guided_channels is None else guided_channels, guidance_scale)
+        return output[:, :channels], output[:, channels:] if output.shape[1] > channels else None
 
     return predict
+
+
+def guide(output: Tensor, guided_channels: int, scale: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans, eq. 6): null + scale * (conditioned - null).
+
+    Args:
+        output: a model's, (2 B, C, H, W): the first half with its conditions, the second with none.
+        guided_channels: the first so many are guided; the others are the first half's own.
+        scale: 1 is no guidance.
+
+    Returns:
+        (B, C, H, W).
+    """
+    own, null = output.chunk(2)
+    guided = null[:, :guided_channels].lerp(own[:, :guided_channels], scale)
+    return torch.cat([guided, own[:, guided_channels:]], dim=1)
+
+
+def _null_like(labels: Tensor, null_label: int | Tensor) -> Tensor:
+    """The null condition for each of B samples, as their own: int64 (B,), or float (B, L, D)."""
+    if not isinstance(null_label, Tensor):
+        return torch.full_like(labels, null_label)
+    if null_label.shape != labels.shape[1:]:
+        raise ValueError(
+            f"no caption has tokens {tuple(null_label.shape)}, the captions {tuple(labels.shape[1:])}: "
+            "they must be of one shape"
+        )
+    return null_label.to(labels).expand_as(labels)
 
 
 def _ddim_scheduler(schedule: NoiseSchedule, timesteps: list[int]) -> Any:

@@ -74,6 +74,8 @@ def _p2(config: P2Weighting, schedule: NoiseSchedule) -> Tensor:
 WEIGHTINGS: dict[str, Callable[[Any, NoiseSchedule], Tensor | None]] = {
     "vanilla": _none,
     "ant_uw": _none,
+    "ant_pcgrad": _none,
+    "ant_nash": _none,
     "min_snr": _min_snr,
     "p2": _p2,
 }
