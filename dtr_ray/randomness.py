@@ -1,6 +1,8 @@
 """Random generators keyed by what they are for, so that no run depends on what was drawn before."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -16,3 +18,14 @@ def keyed_generator(*key: int, device: torch.device | str = "cpu") -> torch.Gene
     text = ",".join(str(int(part)) for part in key)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@contextmanager
+def keyed_draws(*key: int, device: torch.device) -> Iterator[None]:
+    """In it torch's global generators start as integers say; after it they are as they were before.
+
+    For what takes no generator, such as dropout.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(keyed_generator(*key).initial_seed())
+        yield

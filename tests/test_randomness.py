@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtr_ray.randomness import keyed_generator
+from dtr_ray.randomness import keyed_draws, keyed_generator
 
 KEYS = st.lists(st.integers(min_value=0, max_value=2**70), min_size=1, max_size=4).map(tuple)
 
@@ -36,4 +36,17 @@ def test_global_random_state_is_left_alone():
     expected = torch.rand(3)
     torch.manual_seed(5)
     torch.rand(3, generator=keyed_generator(1, 2, 3))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_keyed_draws_are_the_keys_alone_and_leave_the_global_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    seen = []
+    for key in ((1, 2, 3), (1, 2, 3), (1, 2, 4)):
+        with keyed_draws(*key, device=torch.device("cpu")):
+            seen.append(torch.nn.functional.dropout(torch.ones(100)))
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
     assert torch.equal(torch.rand(3), expected)

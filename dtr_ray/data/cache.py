@@ -15,6 +15,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("DTR_RAY_CACHE") or "~/.cache/dtr_ray").expanduser()
 
 
+def looks_local(name: str) -> bool:
+    """Whether `name` means a folder here, there or not, and not something on a hub of models."""
+    return Path(name).expanduser().exists() or name.startswith((".", "~", "/")) or name.count("/") > 1
+
+
 def build_once(path: Path, build: Callable[[Path], None]) -> Path:
     """Makes the file `path` unless it is there; one process builds, the others wait and then read.
 

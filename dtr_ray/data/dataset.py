@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dtr_ray.data.captions import Captions
+
 
 class ImageData:
     """Images in memory or in a read-only memory map; the model sees pixels in [-1, 1].
@@ -15,7 +17,10 @@ class ImageData:
         labels: int64 (N,), in [0, num_classes); all 0 for unconditional data.
         num_classes: number of classes; 1 is unconditional.
         identity: name, resolution and content hash of the pixels, to key caches by.
+        captions: what the images are called, where text conditions the model; None otherwise.
     """
+
+    captions: Captions | None = None
 
     def __init__(self, pixels: np.ndarray, labels: Tensor, num_classes: int, identity: str) -> None:
         assert pixels.dtype == np.uint8

@@ -39,7 +39,7 @@ def check_folder(path: str, num_classes: int) -> None:
     """A quick look that decodes nothing: raises ValueError where the folder cannot be what is asked for."""
     root = Path(path).expanduser()
     for folder in _class_folders(root, num_classes):
-        if next(_walk(folder), None) is None:
+        if next(walk_images(folder), None) is None:
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
             raise ValueError(f"no image in {folder} (looked for {suffixes}, at any depth)")
 
@@ -57,7 +57,7 @@ def list_images(path: str, num_classes: int) -> ImageFiles:
     labels: list[int] = []
     digest = hashlib.sha256()
     for label, folder in enumerate(_class_folders(root, num_classes)):
-        for file in sorted(_walk(folder)):
+        for file in sorted(walk_images(folder)):
             status = _status(file)
             entry = f"{file.relative_to(root).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(entry.encode("utf-8", "surrogateescape"))
@@ -151,7 +151,7 @@ def _refuse(error: OSError) -> None:
     raise ValueError(f"{error.filename} cannot be read: {error}") from error
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk_images(folder: Path) -> Iterator[Path]:
     """Paths of the images below a folder, links followed, each folder visited once."""
     seen: set[tuple[int, int]] = set()
     for where, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):

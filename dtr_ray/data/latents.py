@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dtr_ray.config import DataConfig
-from dtr_ray.data.cache import build_once, write_npy
+from dtr_ray.data.cache import build_once, looks_local, write_npy
 from dtr_ray.data.dataset import ImageData, quantise
 
 # Images that pass the VAE at once: 256 x 256 pixels take about 0.3 GB each.
@@ -76,9 +76,7 @@ def decode_latents(vae: Any, x: Tensor, scale: float, *, gray: bool = False) -> 
 
 def check_vae(vae: str) -> None:
     """Raises ValueError where `vae` names a local folder that is not a VAE's; a hub id is not looked up."""
-    folder = Path(vae).expanduser()
-    looks_local = folder.exists() or vae.startswith((".", "~", "/")) or vae.count("/") > 1
-    if looks_local and not (folder / "config.json").is_file():
+    if looks_local(vae) and not (Path(vae).expanduser() / "config.json").is_file():
         raise ValueError(f"data.vae {vae} is not a folder with an AutoencoderKL (it has no config.json)")
 
 
