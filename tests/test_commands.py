@@ -1,9 +1,11 @@
 """The entry points that need no Ray: train, evaluate, sample."""
 
+import csv
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -197,3 +199,113 @@ def test_train_says_what_is_wrong_with_its_file(tmp_path: Path, capsys: pytest.C
     assert train.main([str(path), "--output", str(tmp_path / "run")]) == 2
     assert f"{path}:1: routing.beta: must be above 0" in error_of(capsys)
     assert not (tmp_path / "run").exists()
+
+
+ALL_METRICS = "kid,inception_score,precision_recall"
+ALL_NAMES = [f"{kind}_efficientnet_lite0_16" for kind in ("fd", "kd", "is", "precision", "recall")]
+
+
+def test_extra_metrics_of_a_trial_are_in_its_reports_and_in_its_evaluation(
+    space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "run"
+    words = ["--set", f"evaluation.extra_metrics=[{ALL_METRICS}]", "--set", "training.num_steps=6"]
+    assert train.main([str(space), "--output", str(folder), *words]) == 0
+    capsys.readouterr()
+    report = ReportFile(folder / "reports.jsonl").read()[-1]
+    assert list(report.metrics) == [*ALL_NAMES, "eval_seconds", "train_seconds"]
+    assert evaluate.main([str(folder)]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    found = dict([value_in(first), *[(line.split()[0], float(line.split()[1])) for line in others]])
+    assert found == {name: pytest.approx(report.metrics[name], rel=1e-4) for name in ALL_NAMES}
+
+
+def test_a_sweep_over_guidance_prints_a_table_and_writes_figures_and_samples(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    output, samples = tmp_path / "new" / "results.csv", tmp_path / "samples.npz"
+    words = ["--guidance", "1,1.5,300", "--metrics", ALL_METRICS, "--output", str(output)]
+    assert evaluate.main([str(run), *words, "--save-samples", str(samples)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("16 samples, ddim with 2 steps; ")
+    cells = {words[0]: words[1:] for words in map(str.split, lines) if len(words) == 4}
+    assert cells["guidance"] == ["1", "1.5", "300"]
+    with output.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    settings = ["guidance_scale", "num_samples", "sampler", "num_steps"]
+    assert list(rows[0]) == [*settings, *ALL_NAMES, "eval_seconds"]
+    assert [row["guidance_scale"] for row in rows] == ["1.0", "1.5", "300.0"]
+    for name in ALL_NAMES:
+        assert cells[name] == [f"{float(row[name]):.5g}" for row in rows]
+    # After 6 steps the classes differ so little that it takes that much to see it.
+    assert rows[0][METRIC] != rows[2][METRIC]
+    # The first scale is the trial's own: the same noise, the same samples, the same distance.
+    best = min(ReportFile(run / "reports.jsonl").read(), key=lambda report: report.metrics[METRIC])
+    assert float(rows[0][METRIC]) == pytest.approx(best.metrics[METRIC], rel=1e-4)
+    files = [tmp_path / f"samples-guidance{scale}.npz" for scale in ("1", "1.5", "300")]
+    assert set(tmp_path.glob("*.npz")) == set(files)
+    pictures = []
+    for file in files:
+        with np.load(file, allow_pickle=False) as arrays:
+            pictures.append(arrays["arr_0"])
+            assert arrays["arr_1"].tolist() == [i % 10 for i in range(16)]
+    assert [(p.shape, p.dtype) for p in pictures] == [((16, 8, 8, 3), np.uint8)] * 3
+    assert not np.array_equal(pictures[0], pictures[2])
+
+
+def test_metrics_without_guidance_are_measured_at_the_trials_own_scale(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    samples = tmp_path / "samples.npz"
+    assert evaluate.main([str(run), "--metrics", "kid", "--save-samples", str(samples)]) == 0
+    text = capsys.readouterr().out
+    assert [word for word in text.split() if word.endswith("_16")] == ALL_NAMES[:2]
+    assert samples.is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--metrics", "kid,inception"], "--metrics inception: no metric beside the distance; did you mean"),
+        (["--metrics", "precision_recal"], "did you mean precision_recall?"),
+        (["--metrics", ""], "no metric beside the distance; known: kid, inception_score, precision_recall"),
+        (["--guidance", "1,0.5"], "--guidance 0.5: a scale must be at least 1"),
+        (["--guidance", "nan"], "--guidance nan: a scale must be at least 1"),
+        (["--guidance", "1,inf"], "--guidance inf: a scale must be at least 1"),
+        (["--output", "results.txt"], "--output is results.txt: its name must end in .csv"),
+        (["--save-samples", "samples.npy"], "--save-samples is samples.npy: its name must end in .npz"),
+        (["--metrics", "inception_score", "--num-samples", "9"], "9 is too few for inception_score"),
+        (["--num-samples", "1"], "--num-samples 1: must be at least 2, got 1"),
+        (
+            ["--guidance", "1,2", "--set", "model.class_dropout_prob=0"],
+            "--guidance 2: 2 is guidance, which needs model.class_dropout_prob",
+        ),
+    ],
+)
+def test_evaluate_refuses_what_it_cannot_measure(
+    run: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert evaluate.main([str(run), *words]) == 2
+    assert message in error_of(capsys)
+
+
+def test_an_unconditional_model_is_not_guided(
+    space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "run"
+    assert train.main([str(space), "--output", str(folder), "--set", "data.num_classes=1"]) == 0
+    capsys.readouterr()
+    output = tmp_path / "results.csv"
+    assert evaluate.main([str(folder), "--guidance", "1,2", "--output", str(output)]) == 2
+    message = error_of(capsys)
+    assert "2 is guidance, which needs classes; the data is unconditional" in message
+    assert "--set" not in message
+    # Not even the scale that could have been measured.
+    assert not output.exists()
+
+
+def test_guidance_that_is_no_list_of_numbers_exits_with_2(run: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([str(run), "--guidance", "1,x"])
+    assert stopped.value.code == 2
+    assert "'1,x' is not a list of numbers such as 1,1.5,2" in error_of(capsys)

@@ -1,7 +1,7 @@
-"""Evaluator: draws the same samples from any model, and measures their distance to the data.
+"""Evaluator: draws the same samples from any model, once, and measures on them all that was asked for.
 
-Noise and label of sample i depend on (evaluation.seed, i) alone: not on the trial, the batch size or the
-number of workers, so that differences between trials are not luck.
+Noise and label (or caption) of sample i depend on (evaluation.seed, i) alone: not on the trial, the batch
+size or the number of workers, so that differences between trials are not luck.
 """
 
 import math
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,9 +22,10 @@ from dtr_ray.data.cache import cache_dir
 from dtr_ray.diffusion.drawing import draw
 from dtr_ray.diffusion.noise import noise_schedule
 from dtr_ray.distributed import Group
+from dtr_ray.evaluation.extras import MEASURES, needs_features
 from dtr_ray.evaluation.features import Extractor, build_extractor
 from dtr_ray.evaluation.metrics import statistics
-from dtr_ray.evaluation.references import reference_statistics
+from dtr_ray.evaluation.references import reference_features, reference_statistics
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Evaluation:
     """What one evaluation found."""
 
     metrics: dict[str, float]
-    """The distance under its own name, NaN where a sample is not finite, and `eval_seconds`."""
+    """The distance and the extra metrics, each under its own name and NaN where a sample is not finite,
+    and `eval_seconds`."""
     grid: Tensor
     """The first samples, uint8 (n, C, H, W)."""
     columns: int
@@ -62,15 +65,24 @@ class Evaluator:
         self._device = device
         settings = config.evaluation
         self._extractor = shared_extractor(settings.features, settings.feature_weights, str(device))
-        self._reference = reference_statistics(data, self._extractor, cache_dir())
+        # Before the statistics, which need no second look at the images then.
+        wanted = needs_features(settings.extra_metrics, len(data))
+        self._features = reference_features(data, self._extractor, cache_dir()) if wanted else None
+        self._reference = reference_statistics(data, self._extractor, cache_dir(), features=self._features)
         self._schedule = noise_schedule(config.diffusion.schedule, config.diffusion.num_timesteps)
 
-    def evaluate(self, model: nn.Module, on_batch: Callable[[], None] = lambda: None) -> Evaluation:
+    def evaluate(
+        self,
+        model: nn.Module,
+        on_batch: Callable[[], None] = lambda: None,
+        on_images: Callable[[Tensor], None] = lambda images: None,
+    ) -> Evaluation:
         """Draws `evaluation.num_samples` samples; all workers take part and get the same answer.
 
         Args:
             model: in evaluation mode, on this worker's device.
             on_batch: called after each of this worker's batches.
+            on_images: called with the images of each of them before, uint8 (B, C, H, W), in order.
         """
         started = time.perf_counter()
         settings, group = self._config.evaluation, self.group
@@ -83,13 +95,13 @@ class Evaluator:
             images = self._data.to_pixels(x)
             features.append(self._extractor(images))
             pictures.append(images[indices < shown])
+            on_images(images)
             on_batch()
         diverged = group.any(not torch.stack(finite).all(), self._device)
         everything = group.gather_interleaved(torch.cat(features), settings.num_samples)
         grid = group.gather_interleaved(torch.cat(pictures), shown).cpu()
-        # Pixels are whole numbers even where samples are not finite, so their distance would look like one.
-        distance = math.nan if diverged or not group.is_main else self._distance(everything)
-        metrics = group.from_main({settings.metric: distance, "eval_seconds": time.perf_counter() - started})
+        metrics = self._measure(everything, diverged) if group.is_main else {}
+        metrics = group.from_main({**metrics, "eval_seconds": time.perf_counter() - started})
         return Evaluation(metrics, grid, grid_columns(shown, self._config.data.classes))
 
     def draw(self, model: nn.Module, indices: Tensor) -> Tensor:
@@ -102,13 +114,30 @@ class Evaluator:
             config.data.sample_shape,
             seed=config.evaluation.seed,
             indices=indices,
-            labels=sample_labels(indices, config.data.classes),
+            labels=self._conditions(indices),
             device=self._device,
             bf16=config.training.precision == "bf16",
         )
 
-    def _distance(self, features: Tensor) -> float:
-        return self._reference.frechet_distance(*statistics(features.cpu()))
+    def _conditions(self, indices: Tensor) -> Tensor:
+        """Labels of the samples (B,), or the tokens of their captions (B, L, D)."""
+        captions = self._data.captions
+        if captions is None:
+            return sample_labels(indices, self._config.data.classes)
+        return captions.tokens(captions.of_samples(indices))
+
+    def _measure(self, features: Tensor, diverged: bool) -> dict[str, float]:
+        """Everything that was asked for, by its name, of all samples' features (N, D)."""
+        settings = self._config.evaluation
+        extras = settings.extra_names
+        if diverged:
+            # Pixels are whole numbers even where samples are not finite, so distances would look like some.
+            return dict.fromkeys([settings.metric, *chain.from_iterable(extras.values())], math.nan)
+        found = {settings.metric: self._reference.frechet_distance(*statistics(features))}
+        for metric, names in extras.items():
+            values = MEASURES[metric](features, self._features, self._extractor)
+            found.update(zip(names, values, strict=True))
+        return found
 
 
 def grid_columns(num_images: int, num_classes: int) -> int:

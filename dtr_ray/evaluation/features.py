@@ -29,15 +29,17 @@ _DOWNLOAD_TIMEOUT_S = 60
 
 
 class Extractor(ABC):
-    """Features of images, by a fixed network in evaluation mode.
+    """Features of images, by a fixed network in evaluation mode, and the classes that it sees in them.
 
     Attributes:
         name: as in the configuration; it is part of a metric's name and of cached statistics' keys.
         num_features: D.
+        num_classes: K, of the classifier on top.
     """
 
     name: str
     num_features: int
+    num_classes: int
     _chunk_images: int
 
     def __init__(self, device: torch.device | str) -> None:
@@ -59,9 +61,18 @@ class Extractor(ABC):
             parts = torch.split(images, self._chunk_images)
             return torch.cat([self._features(p.expand(-1, 3, -1, -1)) for p in parts])
 
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Probabilities of the classes, float32 (B, K), on its device, from features (B, D) that it gave."""
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            return self._logits(features.to(self._device, torch.float32)).softmax(1)
+
     @abstractmethod
     def _features(self, images: Tensor) -> Tensor:
         """Features of a few uint8 RGB images."""
+
+    @abstractmethod
+    def _logits(self, features: Tensor) -> Tensor:
+        """What the classifier makes of features."""
 
 
 class EfficientNetLite0(Extractor):
@@ -72,6 +83,7 @@ class EfficientNetLite0(Extractor):
 
     name = "efficientnet_lite0"
     num_features = 1280
+    num_classes = 1000
     _chunk_images = 250
     _image_size = 64
 
@@ -90,12 +102,21 @@ class EfficientNetLite0(Extractor):
         features: Tensor = self._model.forward_head(self._model.forward_features(x), pre_logits=True)
         return features
 
+    def _logits(self, features: Tensor) -> Tensor:
+        logits: Tensor = self._model.get_classifier()(features)
+        return logits
+
 
 class Inception(Extractor):
-    """The 2,048 features of clean-fid's Inception, at its own resize ("clean": bicubic, not quantised)."""
+    """The 2,048 features of clean-fid's Inception, at its own resize ("clean": bicubic, not quantised).
+
+    Its weights are those of the TensorFlow graph of 2015 that the ADM evaluation uses too, which leaves the
+    resize to the graph (bilinear, not antialiased): FIDs of the two differ. See docs/evaluation.md.
+    """
 
     name = "inception"
     num_features = 2048
+    num_classes = 1008
     _chunk_images = 64
 
     def __init__(self, weights: Path, device: torch.device | str = "cpu") -> None:
@@ -112,6 +133,7 @@ class Inception(Extractor):
         except RuntimeError as error:
             raise ValueError(f"{weights} is not a TorchScript file: {error}") from error
         self._layers: Any = network.eval().layers.to(memory_format=torch.channels_last)
+        self._classifier: Tensor = network.output.weight
 
     def _features(self, images: Tensor) -> Tensor:
         pictures = images.permute(0, 2, 3, 1).cpu().numpy()
@@ -120,6 +142,10 @@ class Inception(Extractor):
         x = resized.to(self._device).permute(0, 3, 1, 2)
         features: Tensor = self._layers((x - 128) / 128)
         return features.reshape(len(images), self.num_features)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        # Without the bias, as the Inception score's authors (and the ADM evaluation) have it.
+        return F.linear(features, self._classifier)
 
 
 def build_extractor(name: str, weights: str | None = None, device: torch.device | str = "cpu") -> Extractor:

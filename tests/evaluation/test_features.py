@@ -60,6 +60,20 @@ def test_features_do_not_depend_on_the_batch_and_gray_is_rgb(efficientnet: Extra
         assert torch.equal(efficientnet(gray), found)
 
 
+def test_probabilities_from_features_are_those_of_the_whole_network(efficientnet: Extractor) -> None:
+    images = torch.randint(
+        0, 256, (5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        expected = load_efficientnet_lite0()((images / 255 - mean[:, None, None]) / std[:, None, None])
+    found = efficientnet.probabilities(efficientnet(images))
+    assert found.shape == (5, efficientnet.num_classes)
+    torch.testing.assert_close(found, expected.softmax(1), rtol=1e-3, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(efficientnet.probabilities(efficientnet(images)), found)
+
+
 def test_what_is_no_batch_of_images_is_refused(efficientnet: Extractor) -> None:
     for images in (torch.zeros(2, 1, 8, 8), torch.zeros(2, 4, 8, 8, dtype=torch.uint8)):
         with pytest.raises(ValueError, match="images are uint8"):
@@ -96,9 +110,10 @@ class _Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = _Layers()
+        self.output = nn.Linear(2048, 1008)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        return self.output(self.layers(x).flatten(1))
 
 
 @pytest.fixture
@@ -130,6 +145,18 @@ def test_inception_features_are_clean_fids(small_inception: Path) -> None:
     torch.testing.assert_close(extractor(images), theirs)
     gray = images[:, :1]
     torch.testing.assert_close(extractor(gray), extractor(gray.expand(-1, 3, -1, -1)))
+
+
+def test_inceptions_classes_come_from_its_last_layer_without_the_bias(small_inception: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        output = torch.jit.load(str(small_inception)).output
+    extractor = build_extractor("inception", str(small_inception))
+    features = torch.randn(7, 2048, generator=torch.Generator().manual_seed(0))
+    found = extractor.probabilities(features)
+    assert found.shape == (7, extractor.num_classes) == (7, 1008)
+    torch.testing.assert_close(found, (features @ output.weight.T).softmax(1))
+    assert not torch.allclose(found, output(features).softmax(1))
 
 
 def test_inception_is_downloaded_once_into_the_cache(

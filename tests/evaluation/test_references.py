@@ -9,9 +9,10 @@ from torch import Tensor
 
 from dtr_ray.config import DataConfig
 from dtr_ray.data import ImageData, load_images
+from dtr_ray.evaluation import references
 from dtr_ray.evaluation.features import Extractor
 from dtr_ray.evaluation.metrics import frechet_distance, statistics
-from dtr_ray.evaluation.references import reference_statistics
+from dtr_ray.evaluation.references import reference_features, reference_statistics
 
 
 class Pooled(Extractor):
@@ -19,6 +20,7 @@ class Pooled(Extractor):
 
     name = "pooled"
     num_features = 16
+    num_classes = 16
     _chunk_images = 100
 
     def __init__(self) -> None:
@@ -28,6 +30,9 @@ class Pooled(Extractor):
     def _features(self, images: Tensor) -> Tensor:
         self.seen += len(images)
         return torch.nn.functional.adaptive_avg_pool2d(images.float(), 4)[:, 0].flatten(1) + 1000
+
+    def _logits(self, features: Tensor) -> Tensor:
+        return features - 1000
 
 
 @pytest.fixture(scope="module")
@@ -68,5 +73,48 @@ def test_another_data_set_has_a_file_of_its_own(
 
 def test_one_image_has_no_statistics(tmp_path: Path) -> None:
     one = ImageData(np.zeros((1, 1, 8, 8), np.uint8), torch.zeros(1, dtype=torch.int64), 1, "one")
-    with pytest.raises(ValueError, match="at least 2 images"):
-        reference_statistics(one, Pooled(), tmp_path)
+    for reference in (reference_statistics, reference_features):
+        with pytest.raises(ValueError, match="at least 2 images"):
+            reference(one, Pooled(), tmp_path)
+
+
+def test_features_are_those_of_all_images_once_and_in_another_order(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    extractor = Pooled()
+    kept = reference_features(digits, extractor, tmp_path)
+    assert extractor.seen == len(digits)
+    expected = extractor(digits.pixels(torch.arange(len(digits)))).numpy()
+    assert (kept.shape, kept.dtype) == (expected.shape, np.float32)
+    assert not np.array_equal(kept, expected)
+    assert np.array_equal(np.unique(kept, axis=0), np.unique(expected, axis=0))
+    again = Pooled()
+    assert np.array_equal(reference_features(digits, again, tmp_path), kept)
+    assert again.seen == 0
+    assert isinstance(kept, np.memmap)
+
+
+def test_no_more_features_are_kept_than_the_bound(
+    digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = reference_features(digits, Pooled(), tmp_path)
+    monkeypatch.setattr(references, "MAX_FEATURES", 500)
+    extractor = Pooled()
+    some = reference_features(digits, extractor, tmp_path, batch_size=99)
+    assert extractor.seen == len(some) == 500
+    assert np.array_equal(some, everything[:500])
+    # Statistics are of all images nonetheless.
+    reference = reference_statistics(digits, extractor, tmp_path, features=some)
+    assert reference.num_images == len(digits)
+    assert extractor.seen == 500 + len(digits)
+
+
+def test_statistics_of_known_features_look_at_no_image_again(digits: ImageData, tmp_path: Path) -> None:
+    extractor = Pooled()
+    kept = reference_features(digits, extractor, tmp_path / "a")
+    extractor.seen = 0
+    fast = reference_statistics(digits, extractor, tmp_path / "a", features=kept)
+    assert extractor.seen == 0
+    slow = reference_statistics(digits, extractor, tmp_path / "b")
+    np.testing.assert_allclose(fast.mu, slow.mu, rtol=1e-12)
+    np.testing.assert_allclose(fast.sigma, slow.sigma, rtol=1e-9, atol=1e-9 * np.trace(slow.sigma))
