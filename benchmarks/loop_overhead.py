@@ -18,10 +18,12 @@ from dtr_ray.data import load_images
 from dtr_ray.data.cache import cache_dir
 from dtr_ray.diffusion.loss import diffusion_losses
 from dtr_ray.diffusion.noise import noise_schedule
+from dtr_ray.diffusion.weightings import WEIGHTINGS
 from dtr_ray.distributed import Group
 from dtr_ray.training.batches import Batches
-from dtr_ray.training.loop import build_step, check_losses
+from dtr_ray.training.loop import check_losses
 from dtr_ray.training.state import TrainingState
+from dtr_ray.training.step import build_step
 
 
 def quickstart(options: argparse.Namespace) -> TrialConfig:
@@ -56,7 +58,7 @@ def parts(config: TrialConfig, device: torch.device) -> dict[str, Callable[[], o
     def bare_step() -> None:
         bf16 = config.training.precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            arguments = (bare.model, schedule, fixed.x, fixed.t, fixed.noise, {"y": fixed.labels})
+            arguments = (bare.model, schedule, fixed.x, fixed.t, fixed.noise, {"y": fixed.conditions})
             loss = diffusion_losses(*arguments)["loss"].mean()
         loss.backward()
         bare.optimizer.step()
@@ -95,7 +97,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20, help="steps a round")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--weighting", choices=("vanilla", "min_snr", "p2", "ant_uw"), default="vanilla")
+    parser.add_argument("--weighting", choices=list(WEIGHTINGS), default="vanilla")
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(options.device)

@@ -1,8 +1,8 @@
 """What routing and bf16 autocast do to the time of a train step: forward, backward, AdamW.
 
-`python benchmarks/train_step.py`: under a minute on one core. Variants run one after the other in each
-round, and ratios are taken within a round, so that other work on the machine weighs on all alike; on the
-CPU it is the process's own time that counts.
+`python benchmarks/train_step.py`: under a minute on one core; `--model ADM-T` for a U-Net. Variants run
+one after the other in each round, and ratios are taken within a round, so that other work on the machine
+weighs on all alike; on the CPU it is the process's own time that counts.
 """
 
 import argparse
@@ -28,20 +28,18 @@ RATIOS = [
 ]
 
 
+def dit_sizes(options: argparse.Namespace) -> dict[str, object]:
+    """The DiT that the options ask for size by size."""
+    sizes = {key: getattr(options, key) for key in ("hidden_size", "depth", "num_heads")}
+    return {"name": "DiT", "patch_size": 2} | sizes
+
+
 def make_step(options: argparse.Namespace, routing: dict[str, object], bf16: bool) -> Callable[[], None]:
     """One variant: a function that makes one train step."""
     torch.manual_seed(0)
-    model = build_model(
-        {
-            "name": "DiT",
-            "hidden_size": options.hidden_size,
-            "depth": options.depth,
-            "num_heads": options.num_heads,
-            "patch_size": 2,
-            "input_size": options.input_size,
-        },
-        routing,
-    ).to(options.device)
+    sizes = {"name": options.model} if options.model else dit_sizes(options)
+    inputs = {"input_size": options.input_size, "in_channels": 4, "num_classes": 1000}
+    model = build_model(sizes | inputs, routing).to(options.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     size, batch = options.input_size, options.batch_size
     x = torch.randn(batch, 4, size, size, device=options.device)
@@ -75,6 +73,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--repeats", type=int, default=1, help="steps a round; 10 or more on a GPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", help="a preset, such as ADM-T, in place of a DiT of the next three sizes")
     parser.add_argument("--hidden-size", type=int, default=192)
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--num-heads", type=int, default=3)
@@ -93,8 +92,9 @@ def main() -> None:
             times[name].append(seconds(steps[name], options.device, options.repeats))
 
     tokens = (options.input_size // 2) ** 2
+    sizes = f"hidden {options.hidden_size}, depth {options.depth}, {tokens} tokens"
     print(
-        f"hidden {options.hidden_size}, depth {options.depth}, {tokens} tokens, batch {options.batch_size}, "
+        f"{options.model or sizes}, {options.input_size} px, batch {options.batch_size}, "
         f"{options.device}, torch {torch.__version__}, {options.rounds} rounds"
     )
     print(f"{'variant':24}{'ms a step (median)':>20}")

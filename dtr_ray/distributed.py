@@ -43,6 +43,12 @@ class Group:
             raise ValueError(f"a batch of {len(batch)} cannot be shared evenly by {self.world_size} workers")
         return batch[self.rank * size : (self.rank + 1) * size]
 
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Adds up `tensor` over the workers, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
     def mean_(self, tensor: Tensor) -> Tensor:
         """Averages `tensor` over the workers, in place."""
         if self.world_size > 1:

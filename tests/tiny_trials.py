@@ -18,10 +18,20 @@ from dtr_ray.config.base import override
 from dtr_ray.data import ImageData, load_images
 from dtr_ray.data.cache import cache_dir
 from dtr_ray.distributed import Group
+from dtr_ray.evaluation.evaluate import Evaluator
 from dtr_ray.training import Observer, Report, TrainingState, latest_checkpoint, train
 from dtr_ray.training.batches import Batches
 
-WEIGHTINGS = ["vanilla", "min_snr", "p2", "ant_uw"]
+WEIGHTINGS = ["vanilla", "min_snr", "p2", "ant_uw", "ant_pcgrad", "ant_nash"]
+BALANCERS = ["ant_uw", "ant_pcgrad", "ant_nash"]
+SWITCH_DIT: dict[str, Any] = {
+    "model__name": "Switch-DiT",
+    "model__hidden_size": 32,
+    "model__depth": 1,
+    "model__num_heads": 2,
+    "model__patch_size": 4,
+    "routing__name": "none",
+}
 METRIC = "fd_efficientnet_lite0_16"
 TINY: dict[str, Any] = {
     "data": {"name": "digits", "resolution": 8},
@@ -185,6 +195,30 @@ def train_each_weighting(group: Group, folder: Path) -> dict[str, tuple[dict[int
     return found
 
 
+def train_in_parts(group: Group, folder: Path) -> dict[str, tuple[list[float], Tensor]]:
+    """Steps of a Switch-DiT, whose forward gives an extra loss, in three parts each; losses and weights."""
+    from dtr_ray.training.loop import check_losses
+    from dtr_ray.training.step import build_step
+
+    found = {}
+    for name in ["vanilla", *BALANCERS]:
+        changes: dict[str, Any] = {"weighting__num_clusters": 2} if name in BALANCERS else {}
+        if name == "ant_nash":
+            changes["weighting__every_steps"] = 2
+        config = tiny_config(**SWITCH_DIT, **changes, weighting__name=name, training__accumulation_steps=3)
+        state = TrainingState.build(config, torch.device("cpu"))
+        state.model.train()
+        batches = batches_of(config, state, group.rank, group.world_size)
+        step = build_step(config, state, group)
+        for number in range(5):
+            step(batches.at(number))
+            state.step += 1
+        check_losses(state, group)
+        weights = torch.cat([weight.detach().flatten() for weight in state.model.parameters()])
+        found[name] = (state.losses, weights)
+    return found
+
+
 class PlantedNaN(ImageData):
     """Digits of which one is not a number."""
 
@@ -235,3 +269,21 @@ def stop_and_resume(group: Group, folder: Path) -> tuple[dict[int, float], dict[
     run.close()
     reports = list(train(config, folder / "resumed", data, group=group, observer=observer))
     return observer.losses, distances(reports)
+
+
+def measure_all(group: Group, folder: Path) -> dict[str, float]:
+    """All metrics of an untrained model."""
+    extras = ["kid", "inception_score", "precision_recall"]
+    config = tiny_config(evaluation__num_samples=40, evaluation__extra_metrics=extras)
+    torch.manual_seed(0)
+    model = TrainingState.build(config, torch.device("cpu")).model.eval()
+    found = Evaluator(config, digits(config), group, torch.device("cpu")).evaluate(model).metrics
+    return {name: value for name, value in found.items() if name != "eval_seconds"}
+
+
+def train_with_roaming_masks(group: Group, folder: Path) -> tuple[dict[int, float], Tensor]:
+    """Trains with masks that change at each step; the losses, and the average's mask in the end."""
+    config = tiny_config(routing__name="max_roaming", routing__every_steps=1, training__log_every_steps=1)
+    observer = Recorder()
+    list(train(config, folder / "trial", digits(config), group=group, observer=observer))
+    return observer.losses, final_state(config, folder / "trial").ema.get_buffer("masks.mask")

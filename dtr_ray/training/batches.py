@@ -3,7 +3,9 @@
 B batch of all workers, b one worker's share, C channels, T timesteps, K clusters.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,13 +13,14 @@ from torch import Tensor
 from dtr_ray.config import TrialConfig
 from dtr_ray.data import ImageData
 from dtr_ray.data.order import batch_indices
-from dtr_ray.diffusion.intervals import Interval, stratified_timesteps
+from dtr_ray.diffusion.clustering import Interval
+from dtr_ray.diffusion.intervals import stratified_timesteps
 from dtr_ray.distributed import Group
 from dtr_ray.models import drop_labels
 from dtr_ray.randomness import keyed_generator
 
 # Streams of random numbers, so that no two uses share a generator.
-_TIMESTEPS, _NOISE, _LABELS, _FLIPS, _LATENTS = range(5)
+_TIMESTEPS, _NOISE, _LABELS, _FLIPS, _LATENTS, _CAPTIONS, DROPOUT = range(7)
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Batch:
 
     x: Tensor
     """float32 (b, C, H, W): pixels in [-1, 1], or scaled latents."""
-    labels: Tensor
-    """int64 (b,), dropped ones replaced by the null label."""
+    conditions: Tensor
+    """Labels int64 (b,), or captions' tokens float32 (b, L, D); dropped ones replaced by those of none."""
     t: Tensor
     """int64 (b,), in [0, T)."""
     noise: Tensor
@@ -36,10 +39,34 @@ class Batch:
     """int64 (b,), in [0, K): the interval that each `t` was drawn from; None without a balancer."""
     counts: Tensor | None
     """int64 (K,): samples of each interval in the batch of all workers; None without a balancer."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """The rows [start, stop) of each interval in this share, known to the host; empty without a balancer."""
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        """The part of the share with these rows; its counts are still those of the batch of all workers."""
+        tensors = {name: getattr(self, name)[start:stop] for name in ("x", "conditions", "t", "noise")}
+        cluster = None if self.cluster is None else self.cluster[start:stop]
+        return replace(self, **tensors, cluster=cluster, spans=())
+
+    def parts(self, num_parts: int) -> Iterator["Batch"]:
+        """The share in at most `num_parts` parts of about as many rows each, none of them empty."""
+        count = min(num_parts, len(self))
+        bounds = [len(self) * i // count for i in range(count + 1)]
+        return (self.rows(start, stop) for start, stop in pairwise(bounds))
+
+    def parts_by_interval(self, num_parts: int) -> Iterator[tuple[int, "Batch"]]:
+        """Parts of one interval each, and which it is; none has more rows than the largest of `parts`."""
+        largest = -(-len(self) // num_parts)
+        for interval, (start, stop) in enumerate(self.spans):
+            for first in range(start, stop, largest):
+                yield interval, self.rows(first, min(first + largest, stop))
 
 
 class Batches:
-    """Draws the batch of any step: which images, labels, timesteps and noise.
+    """Draws the batch of any step: which images, labels or captions, timesteps and noise.
 
     Every worker draws the random numbers of the whole batch and takes its own slice, so the batch does
     not depend on the number of workers.
@@ -68,17 +95,18 @@ class Batches:
         config, group = self._config, self._group
         size, seed = config.training.batch_size, config.training.seed
         indices = batch_indices(len(self._data), size, step, seed)
-        labels = self._data.labels[indices]
-        if self._null_label is not None:
-            draws = torch.rand(size, generator=keyed_generator(seed, _LABELS, step))
-            labels = drop_labels(labels, draws < config.model.class_dropout_prob, self._null_label)
         generator = keyed_generator(seed, _TIMESTEPS, step)
         cluster = counts = None
+        spans: tuple[tuple[int, int], ...] = ()
         if self._intervals is None:
             t = torch.randint(config.diffusion.num_timesteps, (size,), generator=generator)
         else:
             t, all_clusters = stratified_timesteps(self._intervals, size, generator)
-            cluster = self._send(group.slice(all_clusters))
+            share = group.slice(all_clusters)
+            cluster = self._send(share)
+            # Rows are ordered by their intervals.
+            bounds = torch.searchsorted(share, torch.arange(len(self._intervals) + 1)).tolist()
+            spans = tuple(pairwise(bounds))
             counts = self._send(torch.bincount(all_clusters, minlength=len(self._intervals)))
         # Drawn where it is needed, so that a GPU run does not depend on the speed of its host.
         noise = torch.randn(
@@ -88,8 +116,23 @@ class Batches:
             device=self._device,
         )
         x = self._send(self._images(indices, step))
-        t, labels = self._send(group.slice(t)), self._send(group.slice(labels))
-        return Batch(x, labels, t, group.slice(noise), cluster, counts)
+        t, conditions = self._send(group.slice(t)), self._conditions(indices, step)
+        return Batch(x, conditions, t, group.slice(noise), cluster, counts, spans)
+
+    def _conditions(self, indices: Tensor, step: int) -> Tensor:
+        """This worker's share of the labels (b,), or of the captions' tokens (b, L, D), on the device."""
+        captions, seed = self._data.captions, self._config.training.seed
+        draws = torch.rand(len(indices), generator=keyed_generator(seed, _LABELS, step))
+        dropped = draws < self._config.model.class_dropout_prob
+        if captions is None:
+            labels = self._data.labels[indices]
+            if self._null_label is not None:
+                labels = drop_labels(labels, dropped, self._null_label)
+            return self._send(self._group.slice(labels))
+        choices = torch.rand(len(indices), generator=keyed_generator(seed, _CAPTIONS, step))
+        # Number 0 is the empty caption.
+        numbers = captions.drawn(indices, choices).where(~dropped, 0)
+        return self._send(captions.tokens(self._group.slice(numbers))).float()
 
     def _images(self, indices: Tensor, step: int) -> Tensor:
         """This worker's share of the images (b, C, H, W), on the CPU."""

@@ -1,27 +1,23 @@
 """The training loop: a generator that yields a report at every evaluation, and trains on when it is resumed.
 
 All randomness is keyed by the step, so a resumed run repeats the uninterrupted one bit for bit on the CPU,
-and the number of workers changes rounding alone.
+and the number of workers changes rounding alone (but for an ADM's dropout, which each worker draws for
+itself).
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from dtr_ray.config import TrialConfig
 from dtr_ray.data import ImageData
-from dtr_ray.diffusion.loss import diffusion_losses
-from dtr_ray.diffusion.noise import noise_schedule
-from dtr_ray.diffusion.weightings import build_weights
 from dtr_ray.distributed import Group
 from dtr_ray.evaluation.evaluate import Evaluator
-from dtr_ray.training.batches import Batch, Batches
+from dtr_ray.training.batches import Batches
 from dtr_ray.training.reports import Report, ReportFile, best_report
 from dtr_ray.training.state import (
     TrainingDivergedError,
@@ -30,6 +26,7 @@ from dtr_ray.training.state import (
     latest_checkpoint,
     prune_checkpoints,
 )
+from dtr_ray.training.step import build_step
 
 
 class Observer:
@@ -79,6 +76,8 @@ def train(
     observer = observer if observer is not None and group.is_main else Observer()
     _check_workers(config, group)
     state = TrainingState.build(config, device)
+    if data.captions is not None:
+        state.learn_no_caption(data.captions.tokens(torch.tensor([0]))[0])
     reports = ReportFile(folder / "reports.jsonl")
     _restore(state, config, folder, group, start_from)
     known = [report for report in group.from_main(reports.read()) if report.step <= state.step]
@@ -115,6 +114,7 @@ def train(
             return
         step(batches.at(state.step))
         state.step += 1
+        state.route()
         observer.progress(state.step, "training")
         save = state.step % config.checkpoint_every_steps == 0 or _is_evaluation(config, state.step)
         record = state.step % config.training.log_every_steps == 0 or state.step == config.training.num_steps
@@ -157,44 +157,6 @@ def _restore(
     group.wait(state.device)
 
 
-def build_step(config: TrialConfig, state: TrainingState, group: Group) -> Callable[[Batch], None]:
-    """The function that makes one optimizer step from a batch; nothing in it waits for the device."""
-    settings, device, balancer = config.training, state.device, state.balancer
-    schedule = noise_schedule(config.diffusion.schedule, config.diffusion.num_timesteps).to(device)
-    weights = build_weights(config.weighting, schedule)
-    weights = None if weights is None else weights.to(device, torch.float32)
-    model: Callable[..., Tensor] = state.model
-    if group.world_size > 1:
-        model = DistributedDataParallel(state.model, broadcast_buffers=False)
-    if settings.compile:
-        model = torch.compile(model)
-
-    def step(batch: Batch) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            losses = diffusion_losses(
-                model, schedule, batch.x, batch.t, batch.noise, {"y": batch.labels}, weights
-            )["loss"]
-        if balancer is None:
-            loss = losses.mean()
-        else:
-            assert batch.cluster is not None
-            assert batch.counts is not None
-            loss = balancer(losses, batch.cluster, batch.counts, world_size=group.world_size)
-        loss.backward()
-        for parameter in balancer.parameters() if balancer is not None else ():
-            assert parameter.grad is not None
-            group.mean_(parameter.grad)
-        if settings.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(state.model.parameters(), settings.gradient_clip)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        warm = (1 + state.step) / (10 + state.step) if settings.ema_warmup else 1.0
-        state.update_ema(min(settings.ema_decay, warm))
-        state.pending.append(loss.detach())
-
-    return step
-
-
 def check_losses(state: TrainingState, group: Group) -> None:
     """Reads the losses since the last check, and finds the first that is not finite on some worker."""
     losses = group.mean_(torch.stack(state.pending)).tolist()
@@ -208,10 +170,11 @@ def check_losses(state: TrainingState, group: Group) -> None:
 
 
 def _record(config: TrialConfig, state: TrainingState, observer: Observer) -> None:
-    """Tells the mean loss since the last record, and the mean speed of the whole run."""
+    """Tells the mean loss since the last record, the mean speed of the whole run, and the balance."""
     rate = state.step * config.training.batch_size / max(state.train_seconds, 1e-9)
     loss = math.fsum(state.losses) / len(state.losses)
-    observer.metrics(state.step, {"train_loss": loss, "train_images_per_s": rate})
+    balance = {} if state.balancer is None else state.balancer.metrics()
+    observer.metrics(state.step, {"train_loss": loss, "train_images_per_s": rate, **balance})
     state.losses.clear()
 
 

@@ -13,7 +13,7 @@ def test_workers_shares_are_the_batch_of_one_process(weighting: str, world_size:
     config = tiny_config(weighting__name=weighting, data__horizontal_flip=True)
     whole = batches_of(config).at(7)
     shares = [batches_of(config, rank=rank, world_size=world_size).at(7) for rank in range(world_size)]
-    for name in ("x", "labels", "t", "noise", "cluster"):
+    for name in ("x", "conditions", "t", "noise", "cluster"):
         parts = [getattr(share, name) for share in shares]
         if getattr(whole, name) is None:
             assert parts == [None] * world_size
@@ -28,14 +28,14 @@ def test_a_batch_is_what_its_docstring_says():
     batch = batches_of(config).at(0)
     assert batch.x.shape == batch.noise.shape == (64, 1, 8, 8)
     assert -1 <= batch.x.min() < batch.x.max() <= 1
-    assert batch.t.dtype == batch.labels.dtype == torch.int64
+    assert batch.t.dtype == batch.conditions.dtype == torch.int64
     assert 0 <= batch.t.min() <= batch.t.max() < 1000
     assert batch.cluster is not None
     assert batch.counts is not None
     assert torch.equal(torch.bincount(batch.cluster, minlength=8), batch.counts)
     assert torch.equal(batch.t * 8 // 1000, batch.cluster)
     batches = batches_of(config)
-    dropped = sum((batches.at(step).labels == 10).sum().item() for step in range(20)) / (20 * 64)
+    dropped = sum((batches.at(step).conditions == 10).sum().item() for step in range(20)) / (20 * 64)
     assert 0.05 < dropped < 0.15
 
 
@@ -62,10 +62,10 @@ def test_labels_are_those_of_the_images_and_none_are_dropped_without_classes():
     config = tiny_config(model__class_dropout_prob=0.0)
     batch = batches_of(config).at(0)
     data = digits(config)
-    for x, label in zip(batch.x, batch.labels, strict=True):
+    for x, label in zip(batch.x, batch.conditions, strict=True):
         same = (data.batch(torch.arange(len(data))) == x).flatten(1).all(1)
         assert label in data.labels[same]
-    assert batches_of(tiny_config(data__num_classes=1)).at(0).labels.tolist() == [0] * 12
+    assert batches_of(tiny_config(data__num_classes=1)).at(0).conditions.tolist() == [0] * 12
 
 
 def test_a_latent_s_posterior_noise_does_not_depend_on_the_number_of_workers():
