@@ -23,7 +23,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from dtr_ray.config import TrialConfig
 from dtr_ray.config.sweep import ResourcesConfig
 from dtr_ray.distributed import Group
-from dtr_ray.service.worker import release_memory, run_worker
+from dtr_ray.service.worker import enter, release_memory, run_worker
 from dtr_ray.training import Report
 
 _POLL_S = 1.0
@@ -100,6 +100,7 @@ class Workers:
         settings = {
             "config": config.to_dict(),
             "sweep_folder": str(sweep_folder),
+            "working_folder": str(Path.cwd()),
             "trial_id": trial_id,
             "start_from": None if start_from is None else str(start_from),
             "evaluate_untrained": evaluate_untrained,
@@ -242,6 +243,7 @@ def _work(settings: dict[str, Any]) -> None:
     order = exchange({})
     while "train" in order:
         task = order["train"]
+        enter(task["working_folder"])
         reports = run_worker(
             TrialConfig.from_dict(task["config"]),
             Path(task["sweep_folder"]),

@@ -10,7 +10,7 @@ from dtr_ray.config.space import target
 from dtr_ray.service.journal import TrialRecord
 from dtr_ray.service.state import Happening, SweepState
 
-_HIGHER_IS_BETTER = ("inception_score", "precision", "recall", "train_seconds", "eval_seconds")
+_HIGHER_IS_BETTER = ("is_", "precision_", "recall_", "train_seconds", "eval_seconds")
 
 
 class ResultFiles:
@@ -78,7 +78,7 @@ def _row(state: SweepState, record: TrialRecord, names: list[str]) -> dict[str, 
         # The untrained model's value is no result of the trial.
         reported = {s: values[name] for s, values in record.reports.items() if s and name in values}
         if reported:
-            best = max if name in _HIGHER_IS_BETTER else min
+            best = max if name.startswith(_HIGHER_IS_BETTER) else min
             row[f"{name}.last"], row[f"{name}.best"] = reported[max(reported)], best(reported.values())
     row["wall_seconds"] = round(record.wall_s, 2)
     row["device_seconds"] = round(record.wall_s * state.devices_per_trial, 2)

@@ -18,14 +18,15 @@ from ray import tune
 from dtr_ray.config import TrialConfig
 from dtr_ray.config.sweep import ResourcesConfig
 from dtr_ray.service.distributed_trial import Workers, WorkersLostError
-from dtr_ray.service.worker import FolderInUseError, release_memory, run_worker
+from dtr_ray.service.worker import FolderInUseError, enter, release_memory, run_worker
 from dtr_ray.training import Report
 
 
 class SweepTrial(tune.Trainable):
     """Runs the trial that its config describes, and in the same process the next ones of its slot.
 
-    Keys: `trial_id`, `trial` and `resources` (plain values), `sweep_folder`, `evaluate_untrained`.
+    Keys: `trial_id`, `trial` and `resources` (plain values), `sweep_folder`, `evaluate_untrained`, and
+    `working_folder`, where the sweep was started.
     """
 
     _run: Generator[Report]
@@ -34,6 +35,7 @@ class SweepTrial(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Starts a trial; it goes on from its newest checkpoint if it has one."""
         self._told = time.monotonic()
+        enter(config["working_folder"])
         self._folder = Path(config["sweep_folder"]) / "trials" / config["trial_id"]
         self._run = self._reports(config)
 

@@ -92,6 +92,7 @@ def _launcher(config: SweepConfig, state: SweepState) -> Launch:
             "trial": config.trial_config(record.params).to_dict(),
             "resources": config.resources.to_dict(),
             "sweep_folder": str(state.folder.resolve()),
+            "working_folder": str(Path.cwd()),
             # One figure of an untrained model is enough: at step 0 all trials give pure noise.
             "evaluate_untrained": record.number == 0,
         }

@@ -18,8 +18,7 @@ from dtr_ray.config import DataConfig, TrialConfig
 from dtr_ray.data import ImageData, load_images
 from dtr_ray.data.cache import cache_dir
 from dtr_ray.distributed import Group
-from dtr_ray.models import model_arguments
-from dtr_ray.models.routing import build_mask
+from dtr_ray.models.router import Router
 from dtr_ray.service.attempts import AttemptLog
 from dtr_ray.service.pictures import draw_mask
 from dtr_ray.service.provenance import environment
@@ -70,6 +69,16 @@ class FileObserver(Observer):
 def shared_images(config: DataConfig) -> ImageData:
     """The images, loaded once for all trials that follow one another in this process."""
     return load_images(config, cache_dir())
+
+
+def enter(folder: str) -> None:
+    """Goes to the folder in which the sweep was started, that relative paths of a configuration begin with.
+
+    Ray Tune and Ray Train put their processes into folders of their own. A machine that does not have the
+    folder leaves the process where it is: there, paths are to be absolute.
+    """
+    if Path(folder).is_dir():
+        os.chdir(folder)
 
 
 def device_of_worker(use_gpu: bool) -> torch.device:
@@ -144,12 +153,14 @@ def release_memory() -> None:
 
 
 def _write_mask(config: TrialConfig, path: Path) -> bool:
-    """Draws the routing mask, once; returns whether there is one."""
+    """Draws the routing mask, once: the last block's after the last step; returns whether there is one."""
     if not path.exists():
-        channels = model_arguments(config.resolved_model)["hidden_size"]
-        mask = build_mask(config.routing, config.diffusion.num_timesteps, channels)
+        model, steps = config.resolved_model, config.training.num_steps
+        router = Router(config.routing, config.diffusion.num_timesteps)
+        mask = router.mask(model.value("hidden_size"), steps, model.value("depth"))
         if mask is None:
             return False
+        mask = mask if mask.ndim == 2 else mask[-1]
         temporary = path.with_suffix(".tmp.png")
         draw_mask(mask.numpy()).save(temporary)
         temporary.replace(path)
