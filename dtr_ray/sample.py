@@ -15,6 +15,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="PNG", help="the picture to write")
     parser.add_argument("--labels", type=_labels, metavar="0,1,2", help="classes in turn; default: all")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="a caption, for a model of captions; repeatable",
+    )
     parser.add_argument("--num", type=int, metavar="N", help="images; default: as in the trial's own grids")
     parser.add_argument("--seed", type=int, metavar="S", help="of the noise; default: the evaluation's")
     parser.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance; 1 is none")
@@ -45,16 +51,19 @@ def _run(options: argparse.Namespace) -> int:
     trained = open_model(options.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
     count = options.num or trained.config.evaluation.grid_images
     labels = options.labels and [options.labels[i % len(options.labels)] for i in range(count)]
-    pipeline = build_pipeline(trained)
+    prompts = options.prompt and [options.prompt[i % len(options.prompt)] for i in range(count)]
+    pipeline = build_pipeline(trained, options.prompt)
     images = pipeline(
         labels,
         count,
+        prompt=prompts,
         seed=options.seed,
         guidance_scale=options.guidance,
         num_inference_steps=options.steps,
         output_type="pt",
     ).images
-    num_classes = len(options.labels) if options.labels else trained.config.data.classes
+    asked = options.labels or options.prompt
+    num_classes = len(asked) if asked else trained.config.data.classes
     options.output.parent.mkdir(parents=True, exist_ok=True)
     columns = min(count, grid_columns(count, num_classes))
     save_grid((images * 255).round().to(torch.uint8), options.output, columns)

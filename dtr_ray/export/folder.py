@@ -1,12 +1,14 @@
 """export_model: a checkpoint as a folder that diffusers loads, with what tells where it comes from."""
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from dtr_ray.config import Config, TrialConfig
+from dtr_ray.config.base import flatten
 from dtr_ray.evaluation.evaluate import grid_columns, save_grid
 from dtr_ray.export.trained import TrainedModel, build_pipeline, open_model
 from dtr_ray.training.state import CONFIG_FILE
@@ -20,7 +22,7 @@ pipeline_tag: {task}
 ---
 # {name}
 
-A diffusion transformer with task routing (DTR), trained in batches of {batch_size} on {data}.
+A diffusion model ({model}), trained in batches of {batch_size} on {data}.
 
 - {facts}
 
@@ -82,25 +84,30 @@ def export_model(
         count = min(trained.config.evaluation.grid_images, trained.config.evaluation.num_samples)
         images = (pipeline(num_images=count, output_type="pt").images * 255).round().to(torch.uint8)
         save_grid(images, temporary / GRID_FILE, grid_columns(count, trained.config.data.classes))
-    card = _model_card(trained, name, facts or {})
+    card = _model_card(trained, name, facts or {}, pipeline.config.prompts)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return folder
 
 
-def _model_card(trained: TrainedModel, name: str, facts: Mapping[str, str | float]) -> str:
+def _model_card(
+    trained: TrainedModel, name: str, facts: Mapping[str, str | float], prompts: Sequence[str]
+) -> str:
     config = trained.config
-    classes = config.data.classes
+    call = "class_labels=[0, 1, 2]" if config.data.classes > 2 else "num_images=4"
+    if prompts:
+        call = f"prompt={json.dumps(prompts[:2], ensure_ascii=False)}"
     lines = {"routing": _in_words(config.routing), "weighting": _in_words(config.weighting), **facts}
     return _README.format(
-        task="unconditional-image-generation",
+        task="text-to-image" if config.data.text_encoder else "unconditional-image-generation",
         name=name,
+        model=config.model.name,
         batch_size=config.training.batch_size,
         data=_data_in_words(config),
         facts="\n- ".join(f"{key}: {_short(value)}" for key, value in lines.items()),
         grid=GRID_FILE,
-        call="class_labels=[0, 1, 2]" if classes > 2 else "num_images=4",
+        call=call,
     )
 
 
@@ -109,14 +116,17 @@ def _short(value: str | float) -> str:
 
 
 def _in_words(section: Config) -> str:
-    values = section.to_dict()
+    values = flatten(section.to_dict())
     name = str(values.pop("name"))
-    return name + (" (" + ", ".join(f"{k} {v:g}" for k, v in values.items()) + ")" if values else "")
+    parts = [f"{key.removesuffix('.name')} {_short(value)}" for key, value in values.items()]
+    return f"{name} ({', '.join(parts)})" if parts else name
 
 
 def _data_in_words(config: TrialConfig) -> str:
     data = config.data
     kind = f"{data.classes} classes" if data.classes > 1 else "no classes"
+    if data.text_encoder is not None:
+        kind = f"captions by {Path(data.text_encoder).name}"
     what = Path(data.path).name if data.path else data.name
     latents = ", as latents of a VAE" if data.vae else ""
     return f"{what} ({data.resolution} x {data.resolution} pixels, {kind}{latents})"

@@ -7,6 +7,7 @@ does `DTRPipeline.from_pretrained(folder)`, which runs nothing from the folder.
 
 import json
 import math
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +22,11 @@ from torch import Tensor
 from dtr_ray.config import SamplingConfig
 from dtr_ray.data.dataset import quantise
 from dtr_ray.data.latents import decode_latents
+from dtr_ray.data.text import TextEncoder
 from dtr_ray.diffusion.drawing import draw
 from dtr_ray.diffusion.noise import noise_schedule
 from dtr_ray.evaluation.evaluate import sample_labels
-from dtr_ray.export.model import DTRTransformer
+from dtr_ray.export.model import DTRModel
 
 SCHEDULERS: dict[Literal["ddpm", "ddim", "dpm_solver++"], Any] = {
     "ddpm": DDPMScheduler,
@@ -42,23 +44,28 @@ _BATCH_IMAGES = 250
 
 
 class DTRPipeline(DiffusionPipeline):
-    """Images from a DTR model; sample i depends on (seed, i, its label) alone."""
+    """Images from a DTR model; sample i depends on (seed, i, its label or caption) alone."""
 
-    model_cpu_offload_seq = "transformer->vae"
-    _optional_components = ["vae"]
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["vae", "text_encoder", "tokenizer"]
 
     def __init__(
         self,
-        transformer: DTRTransformer,
+        transformer: DTRModel,
         scheduler: SchedulerMixin,
         vae: AutoencoderKL | None = None,
+        # Any: of the library transformers, which only models with captions need.
+        text_encoder: Any = None,
+        tokenizer: Any = None,
         num_inference_steps: int = 250,
         guidance_scale: float = 1.0,
+        guidance_channels: str = "all",
         clip_denoised: bool = False,
         precision: str = "fp32",
         seed: int = 0,
         latent_scale: float = 0.18215,
         gray: bool = False,
+        prompts: list[str] | None = None,
     ) -> None:
         """The components, and what a call uses where it is not told otherwise.
 
@@ -66,24 +73,36 @@ class DTRPipeline(DiffusionPipeline):
             transformer: the model.
             scheduler: one of `SCHEDULERS`: stands for the sampler; its config names the noise schedule.
             vae: decodes the samples, where the model draws latents.
+            text_encoder: a `CLIPTextModel`, where captions condition the model.
+            tokenizer: its `CLIPTokenizer`.
             num_inference_steps: steps of the sampler.
             guidance_scale: classifier-free guidance; 1 is none.
+            guidance_channels: `all`, or `first_three` (as the official DiT sampling).
             clip_denoised: clip the predicted image to [-1, 1].
             precision: `fp32`, or `bf16` for autocast.
             seed: of the noise.
             latent_scale: factor from raw to scaled latents.
             gray: average the VAE's channels to one.
+            prompts: captions of the evaluation's first samples, for calls without a prompt.
         """
         super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
+        self.register_modules(
+            transformer=transformer,
+            scheduler=scheduler,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
         self.register_to_config(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            guidance_channels=guidance_channels,
             clip_denoised=clip_denoised,
             precision=precision,
             seed=seed,
             latent_scale=latent_scale,
             gray=gray,
+            prompts=prompts or [],
         )
 
     @torch.no_grad()
@@ -92,6 +111,7 @@ class DTRPipeline(DiffusionPipeline):
         class_labels: list[int] | Tensor | int | None = None,
         num_images: int | None = None,
         *,
+        prompt: str | Sequence[str] | None = None,
         seed: int | None = None,
         generator: torch.Generator | None = None,
         first_index: int = 0,
@@ -105,7 +125,8 @@ class DTRPipeline(DiffusionPipeline):
 
         Args:
             class_labels: the label of each image, or one for all; default: the classes in turn.
-            num_images: default: as many as labels, else 1.
+            num_images: default: as many as labels or prompts, else 1.
+            prompt: the caption of each image, or one for all; "" is none; default: `prompts` in turn.
             seed: of the noise; default: the evaluation's.
             generator: draws the seed, in place of `seed`.
             first_index: number of the first sample.
@@ -116,36 +137,42 @@ class DTRPipeline(DiffusionPipeline):
             return_dict: an object with `images`, or a tuple.
 
         Raises:
-            ValueError: labels out of range, guidance without classes, or another value out of range.
+            ValueError: labels out of range, labels where the model takes captions or the other way round,
+                guidance where it has learnt nothing without them, or another value out of range.
         """
         if batch_size < 1 or first_index < 0 or (num_images is not None and num_images < 1):
             raise ValueError(
                 f"num_images {num_images} and batch_size {batch_size} must be at least 1, "
                 f"and first_index {first_index} at least 0"
             )
-        labels = self._labels(class_labels, num_images, first_index)
+        choose = self._labels if self.text_encoder is None else self._prompts
+        conditions = choose(class_labels, prompt, num_images, first_index)
         if generator is not None:
             seed = int(torch.randint(2**63 - 1, (1,), generator=generator, device=generator.device))
         seed = self.config.seed if seed is None else seed
         sampling = self._sampling(guidance_scale, num_inference_steps)
-        indices = torch.arange(first_index, first_index + len(labels))
-        parts = list(zip(indices.split(batch_size), labels.split(batch_size), strict=True))
+        starts = range(0, len(conditions), batch_size)
+        parts = [(first_index + start, conditions[start : start + batch_size]) for start in starts]
         pixels = torch.cat([self._draw(sampling, seed, *part).cpu() for part in self.progress_bar(parts)])
         self.maybe_free_model_hooks()
         images = _as_output(pixels, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _draw(self, sampling: SamplingConfig, seed: int, indices: Tensor, labels: Tensor) -> Tensor:
-        """uint8 pixels (B, C, H, W)."""
+    def _draw(
+        self, sampling: SamplingConfig, seed: int, first: int, conditions: Tensor | list[str]
+    ) -> Tensor:
+        """uint8 pixels (B, C, H, W) of the samples from `first` on, by their labels or captions."""
         model = self.transformer
+        if not isinstance(conditions, Tensor):
+            conditions = TextEncoder(self.text_encoder, self.tokenizer).encode(conditions)
         x = draw(
             model,
             noise_schedule(self.scheduler.config.beta_schedule, self.scheduler.config.num_train_timesteps),
             sampling,
             (model.in_channels, model.input_size, model.input_size),
             seed=seed,
-            indices=indices,
-            labels=labels,
+            indices=torch.arange(first, first + len(conditions)),
+            labels=conditions,
             device=self._execution_device,
             bf16=self.config.precision == "bf16",
         )
@@ -153,7 +180,28 @@ class DTRPipeline(DiffusionPipeline):
             return quantise(x)
         return decode_latents(self.vae, x, self.config.latent_scale, gray=self.config.gray)
 
-    def _labels(self, given: list[int] | Tensor | int | None, count: int | None, first: int) -> Tensor:
+    def _prompts(
+        self, labels: Any, given: str | Sequence[str] | None, count: int | None, first: int
+    ) -> list[str]:
+        if labels is not None:
+            raise ValueError("class_labels are for models of classes: this one takes a prompt")
+        if given is None:
+            known = self.config.prompts
+            if not known:
+                raise ValueError("prompt is missing: the pipeline knows none of its own")
+            return [known[i % len(known)] for i in range(first, first + (1 if count is None else count))]
+        prompts = [given] if isinstance(given, str) else list(given)
+        if len(prompts) == 1 and count is not None:
+            prompts *= count
+        if not prompts or count not in (None, len(prompts)):
+            raise ValueError(f"num_images is {count}, but there are {len(prompts)} prompts")
+        return prompts
+
+    def _labels(
+        self, given: list[int] | Tensor | int | None, prompt: Any, count: int | None, first: int
+    ) -> Tensor:
+        if prompt is not None:
+            raise ValueError("prompt is for models of captions: this one takes class_labels")
         classes = self.transformer.num_classes
         if given is None:
             return sample_labels(torch.arange(first, first + (1 if count is None else count)), classes)
@@ -182,6 +230,7 @@ class DTRPipeline(DiffusionPipeline):
             sampler=found[0],
             num_steps=steps,
             guidance_scale=guidance,
+            guidance_channels=self.config.guidance_channels,
             clip_denoised=self.config.clip_denoised,
         )
 

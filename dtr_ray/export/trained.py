@@ -1,17 +1,22 @@
 """Trained models, opened from whatever folder holds one."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dtr_ray.config import TrialConfig
+from dtr_ray.data.cache import cache_dir
+from dtr_ray.data.images import sample_captions
 from dtr_ray.data.latents import load_vae
-from dtr_ray.export.model import DTRTransformer
+from dtr_ray.data.text import load_text_encoder
+from dtr_ray.export.model import EXPORTED, DTRModel
 from dtr_ray.export.pipeline import SCHEDULERS, DTRPipeline
 from dtr_ray.models import load_weights
-from dtr_ray.training.state import CONFIG_FILE, EMA_FILE, latest_checkpoint
+from dtr_ray.training.state import CONFIG_FILE, EMA_FILE, TRAINING_FILE, latest_checkpoint
 
 INDEX_FILE = "model_index.json"
 EXPORT_FOLDER = "model"
@@ -23,7 +28,7 @@ class TrainedModel:
     """A model with its averaged weights, and the configuration that it was trained with."""
 
     config: TrialConfig
-    model: DTRTransformer
+    model: DTRModel
     """In evaluation mode, float32."""
     folder: Path
     """The checkpoint or export that it was read from."""
@@ -68,15 +73,34 @@ def open_model(path: Path, device: torch.device | str = "cpu") -> TrainedModel:
         raise ValueError(f"{folder} has no {CONFIG_FILE}, the configuration that its model was trained with")
     config = TrialConfig.load(folder / CONFIG_FILE)
     if (folder / INDEX_FILE).is_file():
-        model = DTRTransformer.from_pretrained(folder / "transformer", low_cpu_mem_usage=False)
+        kind: Any = EXPORTED[config.model.family]
+        model: DTRModel = kind.from_pretrained(folder / "transformer", low_cpu_mem_usage=False)
     else:
-        model = DTRTransformer.from_trial(config)
+        model = DTRModel.from_trial(config, _steps_done(folder))
         load_weights(model, folder / EMA_FILE)
     return TrainedModel(config, model.to(device).eval().requires_grad_(False), folder)
 
 
-def build_pipeline(trained: TrainedModel) -> DTRPipeline:
-    """The pipeline that draws what evaluation drew; with the VAE where the model was trained on latents."""
+def _steps_done(checkpoint: Path) -> int:
+    """Training steps behind a checkpoint; 0 for released weights, which come without."""
+    file = checkpoint / TRAINING_FILE
+    if not file.is_file():
+        return 0
+    # Mapped: the optimizer's state in the file is not read.
+    return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["step"])
+
+
+def build_pipeline(trained: TrainedModel, prompts: Sequence[str] | None = None) -> DTRPipeline:
+    """The pipeline that draws what evaluation drew, with VAE and text encoder where the model needs them.
+
+    Args:
+        trained: the model.
+        prompts: what a model of captions draws where it is not told; default: the captions that evaluation
+            took from the data.
+
+    Raises:
+        ValueError: VAE, text encoder or captions are not where the configuration says.
+    """
     config = trained.config
     schedule = {"linear": "linear"}.get(config.diffusion.schedule, "squaredcos_cap_v2")
     num_timesteps, sampler = config.diffusion.num_timesteps, config.sampling.sampler
@@ -93,11 +117,32 @@ def build_pipeline(trained: TrainedModel) -> DTRPipeline:
         None if config.data.vae is None else load_vae(config.data).to(trained.model.device),
         num_inference_steps=config.sampling.num_steps,
         guidance_scale=config.sampling.guidance_scale,
+        guidance_channels=config.sampling.guidance_channels,
         clip_denoised=config.sampling.clip_denoised,
         precision=config.training.precision,
         seed=config.evaluation.seed,
         latent_scale=config.data.latent_scale,
         gray=config.data.name != "folder",
+        **_text_parts(trained, prompts),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _text_parts(trained: TrainedModel, prompts: Sequence[str] | None) -> dict[str, Any]:
+    """What a pipeline needs for captions; nothing where the model is of classes. An export brings its own."""
+    config, index = trained.config, trained.folder / INDEX_FILE
+    if config.data.text_encoder is None:
+        return {}
+    exported = index.is_file()
+    encoder = load_text_encoder(config.data, trained.folder if exported else None)
+    if prompts is None and exported:
+        prompts = json.loads(index.read_text(encoding="utf-8"))["prompts"]
+    if prompts is None:
+        count = min(config.evaluation.grid_images, config.evaluation.num_samples)
+        prompts = sample_captions(config.data, count, cache_dir())
+    return {
+        "text_encoder": encoder.model.to(trained.model.device),
+        "tokenizer": encoder.tokenizer,
+        "prompts": list(prompts),
+    }

@@ -70,7 +70,13 @@ def test_folder_holds_what_its_readers_need(config: TrialConfig, export: Path):
     assert index["_class_name"] == ["pipeline", "DTRPipeline"]
     assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
     card = (export / "README.md").read_text(encoding="utf-8")
-    for part in ("# tiny", "dtr (alpha 4, beta 0.8)", "fd: 1.235", "trust_remote_code=True", "digits (8 x 8"):
+    for part in (
+        "# tiny",
+        "dtr (alpha 4, beta 0.8, rule",
+        "fd: 1.235",
+        "trust_remote_code=True",
+        "digits (8 x 8",
+    ):
         assert part in card
 
 

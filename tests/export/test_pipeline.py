@@ -13,7 +13,7 @@ from dtr_ray.diffusion.drawing import draw
 from dtr_ray.diffusion.noise import noise_schedule
 from dtr_ray.distributed import Group
 from dtr_ray.evaluation.evaluate import Evaluator
-from dtr_ray.export.model import DTRTransformer
+from dtr_ray.export.model import DTRModel
 from dtr_ray.export.pipeline import DTRPipeline
 from dtr_ray.export.trained import TrainedModel, build_pipeline, open_model
 
@@ -31,7 +31,7 @@ def untrained(**changes: object) -> TrainedModel:
     """A model that predicts something other than zero."""
     config = tiny_config(**changes)
     torch.manual_seed(0)
-    model = DTRTransformer.from_trial(config)
+    model = DTRModel.from_trial(config)
     torch.nn.init.normal_(model.final_layer.linear.weight, std=0.1)
     return TrainedModel(config, model.eval(), Path())
 
@@ -140,7 +140,9 @@ def test_latents_are_decoded_with_the_vae_of_the_export(tmp_path: Path):
     vae = AutoencoderKL(3, 3, *blocks, block_out_channels=(8,) * 4, latent_channels=4, norm_num_groups=4)
     vae.save_pretrained(tmp_path / "vae")
     config = {"data__resolution": 32, "data__vae": str(tmp_path / "vae"), "sampling__clip_denoised": False}
-    trained = untrained(**config)
+    guidance = {"sampling__guidance_scale": 4.0, "sampling__guidance_channels": "first_three"}
+    trained = untrained(**config, **guidance)
+    torch.nn.init.normal_(trained.model.final_layer.adaLN_modulation[1].weight, std=0.5)
     x = draw(
         trained.model,
         noise_schedule("cosine", 1000),
@@ -157,3 +159,5 @@ def test_latents_are_decoded_with_the_vae_of_the_export(tmp_path: Path):
     images = pixels(loaded, num_images=3)
     assert images.shape == (3, 1, 32, 32)
     torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+    loaded.register_to_config(guidance_channels="all")
+    assert not torch.equal(pixels(loaded, num_images=3), images)
