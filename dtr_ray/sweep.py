@@ -52,8 +52,10 @@ def _run(options: argparse.Namespace) -> int:
         warnings.warn(text, ConfigWarning, stacklevel=1)
     folder = Path(config.storage.output) / config.name
 
+    from dtr_ray.service.checks import check_trials
     from dtr_ray.service.plan import print_plan
 
+    check_trials(config)
     if options.dry_run:
         print_plan(config, folder)
         return 0

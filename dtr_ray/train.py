@@ -31,10 +31,12 @@ def _run(options: argparse.Namespace) -> int:
 
     from dtr_ray.data import check_data, load_images
     from dtr_ray.data.cache import cache_dir
+    from dtr_ray.diffusion.intervals import check_intervals
     from dtr_ray.training import Observer, train
     from dtr_ray.training.folder import claim_folder
 
     check_data(config.data)
+    check_intervals(config.weighting, config.diffusion)
     claim_folder(folder, config, resume=options.resume)
 
     class Printer(Observer):

@@ -43,6 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     best = _find(options)
     from dtr_ray.config.read import change_trial
     from dtr_ray.data import check_data
+    from dtr_ray.diffusion.intervals import check_intervals
     from dtr_ray.service import cluster
     from dtr_ray.service.final_run import (
         RESULT_FILE,
@@ -57,6 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     source = f"trial {best.trial_id} of {best.folder}"
     config = change_trial(final_config(best), options.set, source)
     check_data(config.data)
+    check_intervals(config.weighting, config.diffusion)
     check_workers(options.workers, config.training.batch_size)
     folder = options.output or best.folder / "best"
     if options.from_checkpoint and best.checkpoint is None:

@@ -21,8 +21,13 @@ for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
     os.environ.pop(_name, None)
 
 
+_WITH_RAY = ("service", "test_sweep_command.py", "test_train_best.py", "test_analyze.py")
+"""Folders and modules of the tests that start Ray, in this process or in one of their own."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what uses Ray, runs it last, and skips what needs a GPU where there is none."""
+    """Marks what uses Ray, runs it first, in one process, and skips what needs a GPU where there is none."""
     import torch
 
     for item in items:
@@ -30,7 +35,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.ray)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+        if set(_WITH_RAY) & set(item.path.relative_to(Path(__file__).parent).parts):
+            # All in one of the processes: there is to be no second Ray beside theirs.
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    # First, since they take the longest; those on the session's own Ray last among them.
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> tuple[bool, bool]:
+    return item.get_closest_marker("xdist_group") is None, item.get_closest_marker("ray") is not None
 
 
 @pytest.fixture(scope="session", autouse=True)

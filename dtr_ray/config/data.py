@@ -7,6 +7,9 @@ from pydantic import model_validator
 from dtr_ray.config.base import Config, Positive, PositiveFloat, Text
 from dtr_ray.config.errors import broken
 
+TEXT_TOKENS = 77
+"""Tokens of a caption, padding included: what every CLIP text model takes."""
+
 
 class DataConfig(Config):
     """Which images to train on; pixels reach the model in [-1, 1]."""

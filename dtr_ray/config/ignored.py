@@ -26,12 +26,29 @@ def _ignored_in_trial(trial: TrialConfig) -> Iterator[tuple[str, str]]:
         yield "evaluation.feature_weights", f"is ignored: {evaluation.features} brings its own weights"
     if data.vae is None and _set(data, "latent_scale"):
         yield "data.latent_scale", "is ignored: without data.vae the model sees pixels"
+    if data.text_encoder is None and _set(data, "text_channels"):
+        yield "data.text_channels", "is ignored: without data.text_encoder there are no captions"
+    if trial.sampling.guidance_channels == "first_three" and data.sample_shape[0] <= 3:
+        yield "sampling.guidance_channels", f"is ignored: of {data.sample_shape[0]} channels these are all"
     if trial.training.ema_warmup and trial.training.ema_decay == 0:
         yield "training.ema_warmup", "is ignored: training.ema_decay is 0"
     if not data.is_conditional and _set(model, "class_dropout_prob"):
         yield "model.class_dropout_prob", "is ignored: the data is unconditional"
     if trial.resolved_model.learn_sigma != model.learn_sigma and "learn_sigma" in model.model_fields_set:
         yield "model.learn_sigma", f"is ignored: diffusion.variance {trial.diffusion.variance} decides it"
+    yield from _ignored_in_routing(trial)
+
+
+def _ignored_in_routing(trial: TrialConfig) -> Iterator[tuple[str, str]]:
+    routing, steps = trial.routing, trial.training.num_steps
+    if routing.name == "scheduled" and routing.over == "blocks":
+        for key in ("last_step", "every_steps"):
+            if _set(routing, key):
+                yield f"routing.{key}", "is ignored: routing.over is blocks, not training"
+    elif routing.name in ("max_roaming", "scheduled") and steps <= min(
+        routing.every_steps, getattr(routing, "last_step", steps)
+    ):
+        yield "routing.every_steps", f"is {routing.every_steps}: in {steps} steps the masks never change"
 
 
 def _ignored_in_search(sweep: SweepConfig) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Reads sweeps and trials from YAML; what is wrong is told with file, line, key, value and rule.
 
-Relative paths inside a file (`data.path`, `evaluation.feature_weights`, a VAE's folder) are taken from the
-current folder, as those on the command line are.
+Relative paths inside a file (`data.path`, `evaluation.feature_weights`, `weighting.intervals.from`, a VAE's
+folder) are taken from the current folder, as those on the command line are.
 """
 
 import warnings
@@ -70,6 +70,9 @@ def path_problems(trial: TrialConfig) -> Iterator[Problem]:
         yield from _missing("data.vae", data.vae, folder=True)
     if evaluation.feature_weights is not None and evaluation.features == "inception":
         yield from _missing("evaluation.feature_weights", evaluation.feature_weights, folder=False)
+    affinity = getattr(getattr(trial.weighting, "intervals", None), "from_", None)
+    if affinity is not None:
+        yield from _missing("weighting.intervals.from", affinity, folder=False)
 
 
 def _missing(key: str, value: str, folder: bool) -> Iterator[Problem]:

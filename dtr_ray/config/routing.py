@@ -75,7 +75,7 @@ class ClusteredRouting(Config):
     name: Literal["clustered"] = "clustered"
     alpha: PositiveFloat = 4.0
     beta: Share = 0.8
-    num_clusters: Positive = 8
+    num_clusters: Annotated[int, Field(ge=2)] = 8
 
 
 class ExplicitClusteredRouting(Config):

@@ -25,7 +25,7 @@ def test_what_is_installed_comes_from_the_constraints_alone():
     installs = [line for line in LINES if "pip install" in line]
     assert len(installs) == 1
     assert "--constraint constraints.txt" in installs[0]
-    assert '".[cluster]"' in installs[0]
+    assert '".[cluster,text]"' in installs[0]
     version = re.search(r"ray\.__version__ == '([\d.]+)'", installs[0])
     assert version is not None, "the image checks its own Ray"
     assert f"ray=={version[1]}" in CONSTRAINTS

@@ -31,6 +31,13 @@ def test_a_setting_that_has_its_effect_is_not_told() -> None:
             "ignored",
         ),
         ("resolution: 16", "latent_scale: 1.0", "trial.data.latent_scale", "without data.vae"),
+        ("resolution: 16", "text_channels: 32", "trial.data.text_channels", "without data.text_encoder"),
+        (
+            "sampler: ddim",
+            "guidance_channels: first_three",
+            "trial.sampling.guidance_channels",
+            "of 1 channels these are all",
+        ),
         (
             "ema_warmup: true",
             "ema_warmup: true\n    ema_decay: 0",
@@ -69,3 +76,25 @@ def test_a_setting_that_has_its_effect_is_not_told() -> None:
 )
 def test_a_setting_without_effect_is_told_by_key(old: str, new: str, key: str, words: str) -> None:
     assert any(line.startswith(f"{key} ") and words in line for line in warned(old, new))
+
+
+@pytest.mark.parametrize(
+    ("routing", "told"),
+    [
+        ({"name": "scheduled"}, []),
+        (
+            {"name": "scheduled", "last_step": 7, "every_steps": 3},
+            ["routing.last_step is ignored", "routing.every_steps is ignored"],
+        ),
+        ({"name": "scheduled", "over": "training", "every_steps": 60}, ["the masks never change"]),
+        ({"name": "scheduled", "over": "training", "every_steps": 60, "last_step": 40}, []),
+        ({"name": "scheduled", "over": "training", "every_steps": 10}, []),
+        ({"name": "max_roaming"}, ["routing.every_steps is 100: in 50 steps the masks never change"]),
+        ({"name": "max_roaming", "every_steps": 49}, []),
+    ],
+)
+def test_masks_that_do_not_change_as_they_are_told_to(routing: dict[str, object], told: list[str]) -> None:
+    short = {"training": {"num_steps": 50}, "evaluation": {"every_steps": 50}}
+    found = trial_warnings(TrialConfig.from_dict({"routing": routing, **short}))
+    assert len(found) == len(told)
+    assert all(words in sentence for words, sentence in zip(told, found, strict=True))
