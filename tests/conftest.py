@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # Read by the libraries when they are first imported, hence here and not in a fixture.
 os.environ.update(
@@ -25,9 +27,20 @@ _WITH_RAY = ("service", "test_sweep_command.py", "test_train_best.py", "test_ana
 """Folders and modules of the tests that start Ray, in this process or in one of their own."""
 
 
-@pytest.hookimpl(tryfirst=True)
+class _RayTogether(LoadScopeScheduling):
+    """Each test goes to the process that is free; those with Ray all to one: there is no second Ray."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if set(_WITH_RAY) & set(nodeid.split("::")[0].split("/")) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """How `-n` shares the tests out."""
+    return _RayTogether(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what uses Ray, runs it first, in one process, and skips what needs a GPU where there is none."""
+    """Marks what uses Ray, runs it last, and skips what needs a GPU where there is none."""
     import torch
 
     for item in items:
@@ -35,15 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.ray)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if set(_WITH_RAY) & set(item.path.relative_to(Path(__file__).parent).parts):
-            # All in one of the processes: there is to be no second Ray beside theirs.
-            item.add_marker(pytest.mark.xdist_group("ray"))
-    # First, since they take the longest; those on the session's own Ray last among them.
-    items.sort(key=_place)
-
-
-def _place(item: pytest.Item) -> tuple[bool, bool]:
-    return item.get_closest_marker("xdist_group") is None, item.get_closest_marker("ray") is not None
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
 
 
 @pytest.fixture(scope="session", autouse=True)

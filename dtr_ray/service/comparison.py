@@ -180,8 +180,15 @@ def comparison_table(comparison: Comparison) -> Table:
         caption_justify="left",
         box=box.SIMPLE,
     )
-    for heading in _headings(comparison):
-        table.add_column(heading, no_wrap=True, min_width=len(heading))
+    widths = [
+        max(map(len, cells))
+        for cells in zip(*(_cells(comparison, row) for row in comparison.rows), strict=True)
+    ]
+    for number, (heading, width) in enumerate(zip(_headings(comparison), widths, strict=True)):
+        # On a narrow terminal names are folded, and figures stay whole.
+        folds = number < len(comparison.names) or heading == "trials"
+        least = len(heading) if folds else max(len(heading), width)
+        table.add_column(heading, overflow="fold", no_wrap=not folds, min_width=least)
     for row in comparison.rows:
         table.add_row(*_cells(comparison, row), style="bold" if row is comparison.baseline else None)
     return table
