@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import math
 import random
 import signal
 import time
@@ -67,8 +68,10 @@ def run_to_the_end(config: SweepConfig, *options: str, **environment: str) -> st
 class Interrupter:
     """Starts or resumes a sweep, and sends it signals at random moments."""
 
-    def __init__(self, config: SweepConfig, seed: int) -> None:
+    def __init__(self, config: SweepConfig, seed: int, training_s: float = 2.0) -> None:
+        """`training_s`: seconds at most that trials train in a round; all rounds must not end the sweep."""
         self._config = config
+        self._training_s = training_s
         self._rng = random.Random(seed)
         self._killed: list[SweepCommand] = []
         """Commands whose processes were left to die by themselves."""
@@ -100,14 +103,14 @@ class Interrupter:
 
     def _let_run(self, command: SweepCommand) -> None:
         folder = folder_of(self._config)
-        if self._rng.random() < 0.25:
-            # Anywhere in its start, before a trial trains.
-            time.sleep(self._rng.uniform(0.0, 10.0))
-            return
-        before = _steps_made(folder)
+        # Now and then anywhere in its start, before a trial trains.
+        starting_s = self._rng.uniform(0.0, 10.0) if self._rng.random() < 0.25 else math.inf
+        before, started = _steps_made(folder), time.monotonic()
         while _steps_made(folder) == before and command.process.poll() is None:
+            if time.monotonic() - started > starting_s:
+                return
             time.sleep(0.01)
-        time.sleep(self._rng.uniform(0.0, 2.0))
+        time.sleep(self._rng.uniform(0.0, self._training_s))
 
     def _wait_gone(self, *, but_agents: bool) -> float:
         started = time.monotonic()

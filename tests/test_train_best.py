@@ -48,7 +48,7 @@ def test_the_full_schedule_is_trained_afresh_by_ray_train(sweep: Path, result: d
     assert (result["metric"], result["step"], result["num_samples"]) == (BEST_METRIC, 12, 24)
     (report,) = ReportFile(sweep / "best" / "trials" / "best" / "reports.jsonl").read()
     assert report.metrics[BEST_METRIC] == result["value"]
-    assert result["config"]["routing"] == {"name": "dtr", "alpha": 2.0, "beta": 0.8}
+    assert result["config"]["routing"] == {"name": "dtr", "alpha": 2.0, "beta": 0.8, "rule": "pseudo_code"}
     assert result["lineage"]["trial_id"] == "t0000"
 
 

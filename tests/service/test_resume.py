@@ -38,7 +38,7 @@ class Interrupted:
 @pytest.fixture(scope="session")
 def interrupted(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Interrupted:
     config = tiny_sweep(tmp_path_factory.mktemp("interrupted"), **CHANGES)
-    interrupt = Interrupter(config, seed=1)
+    interrupt = Interrupter(config, seed=1, training_s=0.5)
     hows = ("Ctrl-C", "SIGTERM", "kill all")
     rounds = {how: interrupt(how, wait_gone=how != "kill all") for how in hows}
     output = run_to_the_end(config, "--resume")
