@@ -53,23 +53,29 @@ def projection_coefficients(gram: Tensor, orders: Tensor) -> Tensor:
     return coefficients
 
 
-def project_conflicting_gradients(gradients: Tensor, orders: Tensor | Sequence[Sequence[int]]) -> Tensor:
+def project_conflicting_gradients(
+    gradients: Array, orders: Tensor | NDArray[np.integer[Any]] | Sequence[int] | Sequence[Sequence[int]]
+) -> Array:
     """PCGrad: the sum of the gradients, each without its parts that conflict; see `projection_coefficients`.
 
     Args:
-        gradients: float (K, P).
-        orders: (K, n) integers in [0, K): row i the gradients that gradient i meets, in order.
+        gradients: float (K, P), a tensor or an array.
+        orders: (K, n) integers in [0, K): row i the gradients that gradient i meets, in order; or (n,), the
+            same for all.
 
     Returns:
-        (P,), of the dtype of `gradients`. The sum, as the authors' function has it; their caller divides the
+        (P,), of the kind and dtype of `gradients`. The sum, as the authors' function has it; their caller divides the
         losses by K, and so takes the mean.
 
     Raises:
         ValueError: `gradients` is not a matrix, or `orders` are not K rows of numbers in [0, K).
     """
+    if isinstance(gradients, np.ndarray):
+        return project_conflicting_gradients(torch.from_numpy(gradients), orders).numpy()
     if gradients.ndim != 2:
         raise ValueError(f"gradients are of shape {tuple(gradients.shape)}: they must be a matrix (K, P)")
     rows = torch.as_tensor(orders, dtype=torch.int64, device=gradients.device)
+    rows = rows.expand(len(gradients), -1) if rows.ndim == 1 else rows
     if rows.ndim != 2 or len(rows) != len(gradients):
         raise ValueError(f"orders are of shape {tuple(rows.shape)}: they must be {len(gradients)} rows")
     if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < len(gradients)):

@@ -180,3 +180,13 @@ def test_weights_without_a_bargain_are_the_documented_ones():
 def test_matrices_that_are_no_gram_matrix_are_refused(gram: np.ndarray, message: str):
     with pytest.raises(ValueError, match=message):
         nash_weights(gram)
+
+
+def test_arrays_give_arrays_and_one_order_serves_all() -> None:
+    gradients = np.random.default_rng(0).standard_normal((4, 9)).astype(np.float32)
+    order = [2, 0, 3, 1]
+    found = project_conflicting_gradients(gradients, order)
+    expected = project_conflicting_gradients(torch.from_numpy(gradients), [order] * 4)
+    assert isinstance(found, np.ndarray)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected.numpy())
