@@ -64,8 +64,8 @@ def project_conflicting_gradients(
             same for all.
 
     Returns:
-        (P,), of the kind and dtype of `gradients`. The sum, as the authors' function has it; their caller divides the
-        losses by K, and so takes the mean.
+        (P,), of the kind and dtype of `gradients`. The sum, as the authors' function has it; their caller
+        divides the losses by K, and so takes the mean.
 
     Raises:
         ValueError: `gradients` is not a matrix, or `orders` are not K rows of numbers in [0, K).
