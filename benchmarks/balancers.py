@@ -7,11 +7,11 @@ that other work on the machine weighs on all alike; on the CPU it is the process
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Iterable
 from itertools import cycle
 
 import torch
+from clock import seconds
 from torch import Tensor
 
 from dtr_ray.config import TrialConfig
@@ -109,17 +109,6 @@ def make_step(options: argparse.Namespace, name: str, device: torch.device) -> C
         state.pending.clear()
 
     return make
-
-
-def seconds(step: Callable[[], None], device: torch.device, repeats: int) -> float:
-    """Time of one step: the process's own on the CPU, wall time on a GPU."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    start = clock()
-    for _ in range(repeats):
-        step()
-    if device.type != "cpu":
-        torch.cuda.synchronize()
-    return (clock() - start) / repeats
 
 
 def main() -> None:

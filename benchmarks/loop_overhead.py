@@ -7,11 +7,11 @@ it is the process's own time that counts.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from itertools import count
 
 import torch
+from clock import seconds
 
 from dtr_ray.config import TrialConfig
 from dtr_ray.data import load_images
@@ -77,17 +77,6 @@ def parts(config: TrialConfig, device: torch.device) -> dict[str, Callable[[], o
         "drawing a batch": lambda: batches.at(next(numbers)),
         "EMA": lambda: bare.update_ema(0.999),
     }
-
-
-def seconds(part: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Time of one call: the process's own on the CPU, wall time on a GPU."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    start = clock()
-    for _ in range(repeats):
-        part()
-    if device.type != "cpu":
-        torch.cuda.synchronize()
-    return (clock() - start) / repeats
 
 
 def main() -> None:

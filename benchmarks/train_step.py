@@ -7,10 +7,10 @@ weighs on all alike; on the CPU it is the process's own time that counts.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from clock import seconds
 
 from dtr_ray.models import build_model
 
@@ -54,17 +54,6 @@ def make_step(options: argparse.Namespace, routing: dict[str, object], bf16: boo
         optimizer.zero_grad(set_to_none=True)
 
     return step
-
-
-def seconds(step: Callable[[], None], device: str, repeats: int) -> float:
-    """Time of one step: the process's own on the CPU, wall time on a GPU."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    start = clock()
-    for _ in range(repeats):
-        step()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return (clock() - start) / repeats
 
 
 def main() -> None:

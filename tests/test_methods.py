@@ -117,6 +117,7 @@ def train_and_sample(config: TrialConfig) -> None:
     for _ in range(20 if config.model.family == "ADM" else 60):
         step(batches.at(state.step))
         state.step += 1
+        state.route()
     after = fixed_loss(state, config, held_out)
     assert after < 0.8 * before
     sample = draw(

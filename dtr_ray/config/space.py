@@ -230,6 +230,13 @@ def by_key(space: Space, params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def expanded(point: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A starting point for each combination of the values in its lists, the last list changing first."""
+    lists = [value if isinstance(value, list) else [value] for value in point.values()]
+    for values in itertools.product(*lists):
+        yield dict(zip(point, values, strict=True))
+
+
 def corner_assignments(space: Space, limit: int = 1024) -> Iterator[dict[str, Any]]:
     """Combinations of the ranges' ends and all choices, conditions kept: to validate before any work starts.
 

@@ -1,14 +1,12 @@
 """SweepConfig: a base trial, the space around it, and how the search spends its budget."""
 
-import itertools
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from dtr_ray.config.base import Config, Positive, PositiveFloat, Text, override
 from dtr_ray.config.errors import RuleError, broken, shown
-from dtr_ray.config.space import ParameterConfig, Scalar, Space, ordered
+from dtr_ray.config.space import ParameterConfig, Scalar, Space, expanded, ordered
 from dtr_ray.config.sweep_rules import space_key, sweep_problems, trial_name
 from dtr_ray.config.trial import TrialConfig
 
@@ -34,7 +32,7 @@ class SearchConfig(Config):
         if not isinstance(values, dict) or values.get("sampler") != "points" or "num_trials" in values:
             return values
         try:
-            count = len(list(_expanded(values.get("starting_points", []))))
+            count = sum(len(list(expanded(point))) for point in values.get("starting_points", []))
             return values | {"num_trials": count} if count else values
         except (AttributeError, TypeError):
             # They are not points at all, which their own type tells better.
@@ -52,14 +50,7 @@ class SearchConfig(Config):
     @property
     def points(self) -> list[dict[str, Scalar]]:
         """The starting points, each list written out."""
-        return list(_expanded(self.starting_points))
-
-
-def _expanded(points: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for point in points:
-        lists = [value if isinstance(value, list) else [value] for value in point.values()]
-        for values in itertools.product(*lists):
-            yield dict(zip(point, values, strict=True))
+        return [point for given in self.starting_points for point in expanded(given)]
 
 
 class NoStopping(Config):

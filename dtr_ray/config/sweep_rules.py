@@ -1,6 +1,5 @@
 """Rules between the parts of a sweep: every trial that the space can draw must be one that can run."""
 
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from dtr_ray.config.base import override
 from dtr_ray.config.errors import Path, Problem, RuleError, dotted, shown, suggestion
 from dtr_ray.config.explain import problems
 from dtr_ray.config.fields import dotted_names, sections
-from dtr_ray.config.space import by_key, corner_assignments, target
+from dtr_ray.config.space import by_key, corner_assignments, expanded, target
 from dtr_ray.config.trial import TrialConfig
 
 if TYPE_CHECKING:
@@ -117,9 +116,8 @@ def _trial_problems(sweep: "SweepConfig", trial: TrialConfig) -> Iterator[Proble
 
 def _all_point_problems(sweep: "SweepConfig") -> Iterator[Problem]:
     for number, point in enumerate(sweep.search.starting_points):
-        lists = [value if isinstance(value, list) else [value] for value in point.values()]
-        for values in itertools.product(*lists):
-            yield from _point_problems(sweep, number, dict(zip(point, values, strict=True)))
+        for combination in expanded(point):
+            yield from _point_problems(sweep, number, combination)
 
 
 def _point_problems(sweep: "SweepConfig", number: int, point: dict[str, Any]) -> Iterator[Problem]:

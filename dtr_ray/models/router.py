@@ -117,15 +117,3 @@ class Router:
         """Whether the masks change in training."""
         # A step that no training comes to: the last mask of all.
         return self.made_at(2**62) != 0
-
-
-def build_mask(
-    routing: RoutingConfig,
-    num_timesteps: int,
-    num_channels: int,
-    *,
-    step: int = 0,
-    num_blocks: int | None = None,
-) -> Tensor | None:
-    """What `Router.mask` makes of a routing configuration; arguments, result and errors as there."""
-    return Router(routing, num_timesteps).mask(num_channels, step, num_blocks)

@@ -17,7 +17,6 @@ from dtr_ray.diffusion.loss import diffusion_losses
 from dtr_ray.diffusion.noise import noise_schedule
 from dtr_ray.diffusion.weightings import build_weights
 from dtr_ray.distributed import Group
-from dtr_ray.models import set_step
 from dtr_ray.randomness import keyed_draws
 from dtr_ray.training.batches import DROPOUT, Batch
 from dtr_ray.training.interval_gradients import IntervalGradients
@@ -51,7 +50,6 @@ def build_step(config: TrialConfig, state: TrainingState, group: Group) -> Calla
         return keyed_draws(settings.seed, DROPOUT, state.step, group.rank, device=device)
 
     def step(batch: Batch) -> None:
-        set_step(state.model, state.step)
         # One context for all parts: the weights are cast to bfloat16 once.
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"), draws():
             loss = gradients(batch)

@@ -13,7 +13,7 @@ from dtr_ray.models import build_model, set_step
 from dtr_ray.models.channel_mask import ChannelMask
 from dtr_ray.models.dit import DiT
 from dtr_ray.models.multi_dit import MultiDiT
-from dtr_ray.models.router import _RULES, Router, build_mask
+from dtr_ray.models.router import _RULES, Router
 from dtr_ray.models.routing import (
     clustered_mask,
     dtr_mask,
@@ -185,7 +185,7 @@ def test_all_channels_on_equals_no_routing_bit_for_bit(name):
     ],
 )
 def test_every_routing_configuration_builds_its_mask(values, expected):
-    mask = build_mask(config(values), 20, 16, step=49)
+    mask = Router(config(values), 20).mask(16, step=49)
     assert mask is expected if expected is None else torch.equal(mask, expected)
 
 
