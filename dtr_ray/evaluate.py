@@ -85,7 +85,7 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"--guidance {scale:g}: a scale must be at least 1, which is no guidance")
     if options.metrics is not None:
         from dtr_ray.config.errors import suggestion
-        from dtr_ray.config.trial import ExtraMetric
+        from dtr_ray.config.evaluation import ExtraMetric
 
         known = get_args(ExtraMetric)
         for name in options.metrics.split(","):

@@ -234,7 +234,7 @@ CASES = [
     _edit("explicit sizes missing", "    depth: 2\n", "", "trial.model.name", "needs depth", line=-2),
     _edit("evaluation after the end", "every_steps: 50", "every_steps: 101", "trial.evaluation.every_steps", "never"),
     _edit("more sampling steps than T", "num_steps: 10\n", "num_steps: 2000\n", "trial.sampling.num_steps", "1000"),
-    _edit("path for built-in data", "resolution: 16", "path: x", "trial.data.path", "folder alone", "mnist"),
+    _edit("path for built-in data", "resolution: 16", "path: x", "trial.data.path", "folder or prepared", "mnist"),
     _edit("classes of digits", "resolution: 16", "num_classes: 7", "trial.data.num_classes", "10, or 1", "got 7"),
     _edits("guidance without classes", 26, {"resolution: 16": "num_classes: 1", "num_steps: 10\n": "guidance_scale: 2\n"},
            "trial.sampling.guidance_scale", "2 is guidance", "needs classes", "num_classes 1"),

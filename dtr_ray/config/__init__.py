@@ -2,13 +2,14 @@
 
 from dtr_ray.config.base import Config, flatten, override
 from dtr_ray.config.data import DataConfig
+from dtr_ray.config.evaluation import EvaluationConfig
 from dtr_ray.config.model import ModelConfig
+from dtr_ray.config.prepare import PrepareConfig
 from dtr_ray.config.routing import RoutingConfig
 from dtr_ray.config.space import Space
 from dtr_ray.config.sweep import SweepConfig
 from dtr_ray.config.trial import (
     DiffusionConfig,
-    EvaluationConfig,
     SamplingConfig,
     TrainingConfig,
     TrialConfig,
@@ -21,6 +22,7 @@ __all__ = [
     "DiffusionConfig",
     "EvaluationConfig",
     "ModelConfig",
+    "PrepareConfig",
     "RoutingConfig",
     "SamplingConfig",
     "Space",

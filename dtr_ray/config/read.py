@@ -1,4 +1,4 @@
-"""Reads sweeps and trials from YAML; what is wrong is told with file, line, key, value and rule.
+"""Reads sweeps, trials and data sets from YAML; what is wrong is told with file, line, key, value and rule.
 
 Relative paths inside a file (`data.path`, `evaluation.feature_weights`, `weighting.intervals.from`, a VAE's
 folder) are taken from the current folder, as those on the command line are.
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from dtr_ray.config.base import Config
 from dtr_ray.config.errors import ConfigError, ConfigWarning, Problem, broken, dotted
 from dtr_ray.config.explain import problems
+from dtr_ray.config.prepare import PrepareConfig
 from dtr_ray.config.sets import apply_sets
 from dtr_ray.config.sweep import SweepConfig
 from dtr_ray.config.tree import Message, Tree, fail, read_tree
@@ -53,6 +54,15 @@ def read_trial(path: str | Path, sets: Sequence[str] = (), check_paths: bool = T
     return config
 
 
+def read_prepare(path: str | Path, sets: Sequence[str] = (), check_paths: bool = True) -> PrepareConfig:
+    """Reads a data set's file for `prepare`; else as `read_sweep`."""
+    tree = _read(path, sets, PrepareConfig)
+    config = _validated(tree, PrepareConfig)
+    if check_paths:
+        fail([_message(tree, problem) for problem in prepare_path_problems(config)])
+    return config
+
+
 def change_trial(config: TrialConfig, sets: Sequence[str], source: str) -> TrialConfig:
     """A trial's configuration with `KEY=VALUE` texts put in; `source` says in messages where it is from."""
     tree = Tree(config.to_dict(), {(): source})
@@ -73,6 +83,15 @@ def path_problems(trial: TrialConfig) -> Iterator[Problem]:
     affinity = getattr(getattr(trial.weighting, "intervals", None), "from_", None)
     if affinity is not None:
         yield from _missing("weighting.intervals.from", affinity, folder=False)
+
+
+def prepare_path_problems(config: PrepareConfig) -> Iterator[Problem]:
+    """The local files and folders of a data set to prepare that are not there; the source checks its own."""
+    for key, value in (("vae", config.vae), ("text_encoder", config.text_encoder)):
+        if value is not None and value.startswith((".", "/", "~")):
+            yield from _missing(key, value, folder=True)
+    if config.feature_weights is not None:
+        yield from _missing("feature_weights", config.feature_weights, folder=False)
 
 
 def _missing(key: str, value: str, folder: bool) -> Iterator[Problem]:

@@ -25,6 +25,7 @@ def trial_problems(trial: "TrialConfig") -> Iterator[Problem]:
             "the trial would never be evaluated",
             "training.num_steps",
         )
+    yield from _proxy_problems(trial)
     clusters, batch_size = getattr(trial.weighting, "num_clusters", 1), trial.training.batch_size
     if trial.training.accumulation_steps > batch_size:
         rule = f"{trial.training.accumulation_steps} is more than training.batch_size {batch_size}"
@@ -138,6 +139,22 @@ def _sampling_problems(trial: "TrialConfig") -> Iterator[Problem]:
     elif trial.model.class_dropout_prob == 0:
         rule = f"{guidance} model.class_dropout_prob above 0: the model must learn to draw without a class"
         yield _problem("sampling.guidance_scale", rule, "model.class_dropout_prob")
+
+
+def _proxy_problems(trial: "TrialConfig") -> Iterator[Problem]:
+    evaluation, proxy = trial.evaluation, trial.evaluation.proxy
+    if proxy is None:
+        return
+    if proxy.until_step >= trial.training.num_steps:
+        steps = trial.training.num_steps
+        rule = f"{proxy.until_step} is not below training.num_steps {steps}: no full distance would follow"
+        yield _problem("evaluation.proxy.until_step", rule, "training.num_steps")
+    if proxy.num_samples is not None and proxy.num_samples > evaluation.num_samples:
+        rule = f"{proxy.num_samples} is more than evaluation.num_samples {evaluation.num_samples}: no cheaper"
+        yield _problem("evaluation.proxy.num_samples", rule, "evaluation.num_samples")
+    if proxy.num_steps is not None and proxy.num_steps > trial.diffusion.num_timesteps:
+        rule = f"{proxy.num_steps} is more than diffusion.num_timesteps {trial.diffusion.num_timesteps}"
+        yield _problem("evaluation.proxy.num_steps", rule, "diffusion.num_timesteps")
 
 
 def _problem(key: str, rule: str, *also: str) -> Problem:

@@ -7,17 +7,20 @@ from typing import Any
 
 from dtr_ray.config.base import Config
 from dtr_ray.config.fields import fields, sections
+from dtr_ray.config.prepare import PrepareConfig
 from dtr_ray.config.presets import PRESETS, SIZES
 from dtr_ray.config.sweep import SweepConfig
 from dtr_ray.config.trial import TrialConfig
 
-MODELS: dict[str, type[Config]] = {"sweep": SweepConfig, "trial": TrialConfig}
+MODELS: dict[str, type[Config]] = {"sweep": SweepConfig, "trial": TrialConfig, "prepare": PrepareConfig}
 """Schemas by the first part of their file's name."""
 
 
 def schema(model: type[Config]) -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of a sweep's or a trial's file."""
+    """The JSON schema (draft 2020-12) of a sweep's, a trial's or a data set's file."""
     result = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+    if model is PrepareConfig:
+        return result
     result["$defs"]["ModelConfig"]["properties"]["name"]["enum"] = [*SIZES, *PRESETS]
     if model is SweepConfig:
         properties = result["properties"]
@@ -61,7 +64,7 @@ def text(model: type[Config]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Writes `sweep.schema.json` and `trial.schema.json`."""
+    """Writes `sweep.schema.json`, `trial.schema.json` and `prepare.schema.json`."""
     parser = argparse.ArgumentParser(prog="python -m dtr_ray.config.schema", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("search_spaces/schema"), help="where to")
     folder = parser.parse_args(arguments).folder

@@ -8,15 +8,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dtr_ray.config.base import Config, Positive, PositiveFloat, Probability, Text
+from dtr_ray.config.base import Config, Positive, PositiveFloat, Probability
 from dtr_ray.config.data import DataConfig
-from dtr_ray.config.errors import RuleError, broken
+from dtr_ray.config.errors import RuleError
+from dtr_ray.config.evaluation import EvaluationConfig
 from dtr_ray.config.model import ModelConfig
 from dtr_ray.config.routing import DTRRouting, RoutingConfig
 from dtr_ray.config.rules import trial_problems
 from dtr_ray.config.weighting import VanillaWeighting, WeightingConfig
-
-ExtraMetric = Literal["kid", "inception_score", "precision_recall"]
 
 
 class DiffusionConfig(Config):
@@ -63,57 +62,6 @@ class SamplingConfig(Config):
     """`first_three`: guide only those, as the official DiT sampling does (for its released weights)."""
     clip_denoised: bool = False
     """Clip the predicted image to [-1, 1]: for pixels, never for latents."""
-
-
-class EvaluationConfig(Config):
-    """The Fréchet distance that the sweep decides by."""
-
-    every_steps: Positive = 10_000
-    num_samples: Annotated[int, Field(ge=2)] = 10_000
-    batch_size: Positive = 250
-    features: Literal["inception", "efficientnet_lite0"] = "inception"
-    """`inception`: clean-fid's, metric fid_*; `efficientnet_lite0`: offline, fd_efficientnet_lite0_*."""
-    feature_weights: Text | None = None
-    """A local file with clean-fid's Inception weights (from the current folder); default: downloaded."""
-    extra_metrics: list[ExtraMetric] = []
-    """Measured on the same samples beside the distance that decides: kid_*, is_*, precision_*, recall_*."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Fixes noise and labels of the samples, the same in every trial."""
-    grid_images: Annotated[int, Field(ge=1, le=400)] = 40
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for name, least in (("inception_score", 10), ("precision_recall", 4)):
-            if name in self.extra_metrics and self.num_samples < least:
-                rule = f"{self.num_samples} is too few for {name}, which takes at least {least}"
-                raise broken("num_samples", rule, "extra_metrics")
-        return self
-
-    @property
-    def metric(self) -> str:
-        """The metric's name: `fid_10k` with Inception, `fd_<features>_<samples>` otherwise."""
-        return self._name("fid", "fd")
-
-    @property
-    def extra_names(self) -> dict[ExtraMetric, tuple[str, ...]]:
-        """The names under which each of the extra metrics is reported, by the same rule as `metric`.
-
-        `kid_10k` (other features: `kd_<features>_10k`), `is_10k`, `precision_10k` and `recall_10k`
-        (`is_<features>_10k`, ...).
-        """
-        names: dict[ExtraMetric, tuple[str, ...]] = {
-            "kid": (self._name("kid", "kd"),),
-            "inception_score": (self._name("is", "is"),),
-            "precision_recall": (self._name("precision", "precision"), self._name("recall", "recall")),
-        }
-        return {metric: names[metric] for metric in names if metric in self.extra_metrics}
-
-    def _name(self, inception: str, other: str) -> str:
-        count = self.num_samples
-        samples = f"{count // 1000}k" if count % 1000 == 0 else str(count)
-        return (
-            f"{inception}_{samples}" if self.features == "inception" else f"{other}_{self.features}_{samples}"
-        )
 
 
 class TrialConfig(Config):

@@ -122,7 +122,7 @@ def build_pipeline(trained: TrainedModel, prompts: Sequence[str] | None = None) 
         precision=config.training.precision,
         seed=config.evaluation.seed,
         latent_scale=config.data.latent_scale,
-        gray=config.data.name != "folder",
+        gray=config.data.path is None,
         **_text_parts(trained, prompts),
     )
     pipeline.set_progress_bar_config(disable=True)

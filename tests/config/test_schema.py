@@ -21,9 +21,10 @@ def test_the_shipped_schema_is_current(name: str) -> None:
     assert shipped == text(MODELS[name]), "run python -m dtr_ray.config.schema"
 
 
-def test_the_command_writes_both(tmp_path: Path) -> None:
+def test_the_command_writes_one_for_each_kind_of_file(tmp_path: Path) -> None:
     main([str(tmp_path / "new")])
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"sweep.schema.json", "trial.schema.json"}
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    assert names == {f"{kind}.schema.json" for kind in ("sweep", "trial", "prepare")}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

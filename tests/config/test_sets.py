@@ -106,7 +106,7 @@ def test_nothing_left_to_search_is_an_error(good: Path) -> None:
         ("routing.beta=0", "must be above 0, got 0"),
         ("routing.name=dtrr", "'dtrr' is not one of none, dtr, random"),
         ("training.num_steps=10", "trial.evaluation.every_steps: 50 is more than training.num_steps 10"),
-        ("data.path=nowhere", "trial.data.path: is for name: folder alone"),
+        ("data.path=nowhere", "trial.data.path: is for name: folder or prepared"),
     ],
 )
 def test_errors_name_the_text_that_was_typed(good: Path, text: str, words: str) -> None:
