@@ -1,11 +1,14 @@
-"""`python -m dtr_ray.analyze affinity CHECKPOINT`, `compare SWEEP_DIR` and `flops MODEL`.
+"""`python -m dtr_ray.analyze affinity CHECKPOINT`, `compare SWEEP_DIR`, `proxy SWEEP_DIR` and `flops MODEL`.
 
 `affinity` measures how far the gradients of timesteps agree, for `weighting.intervals` of name affinity;
 `compare` sets the methods of a sweep against each other over their seeds.
+`proxy` measures how far a cheaper evaluation puts a sweep's checkpoints in the order of the full one.
 `flops` counts the parameters of a model and the operations of a forward.
 """
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,7 +27,9 @@ _CLUSTERS = (5, 8)
 def main(arguments: list[str] | None = None) -> int:
     """Runs one analysis."""
     parser = Parser(prog="python -m dtr_ray.analyze", description="Analyse trained models and sweeps.")
-    commands = parser.add_subparsers(required=True, metavar="affinity | compare | flops", parser_class=Parser)
+    commands = parser.add_subparsers(
+        required=True, metavar="affinity | compare | proxy | flops", parser_class=Parser
+    )
     affinity = commands.add_parser("affinity", help="how far the gradients of timesteps agree")
     add = affinity.add_argument
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="its checkpoint, export, or trial's folder")
@@ -38,18 +43,25 @@ def main(arguments: list[str] | None = None) -> int:
     affinity.set_defaults(run=_affinity)
     compare = commands.add_parser("compare", help="the methods of a sweep, over seeds")
     add = compare.add_argument
-    add("sweep", type=Path, metavar="SWEEP_DIR", help="the sweep's folder, finished or running")
+    add("sweeps", type=Path, nargs="+", metavar="SWEEP_DIR", help="sweeps' folders, finished or running")
+    add("--mixed", action="store_true", help="figures of several protocols: a table of each")
     add("--metric", metavar="M", help="default: what the sweep minimises")
     add("--at", choices=["best", "last"], default="best", help="value of each trial; default: best")
     add("--baseline", action="append", default=[], metavar="KEY=VALUE", help="the row to compare with")
     compare.set_defaults(run=_compare)
+    proxy = commands.add_parser("proxy", help="how far evaluation.proxy ranks as the full evaluation")
+    add = proxy.add_argument
+    add("sweep", type=Path, metavar="SWEEP_DIR", help="the sweep's folder, finished or running")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="evaluation.proxy.num_samples=1000")
+    proxy.set_defaults(run=_proxy)
     flops = commands.add_parser("flops", help="parameters and GFLOPs of a model")
     add = flops.add_argument
     add("model", metavar="MODEL", help="a name such as DiT-B/2, a trial's or sweep's YAML or folder")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of a YAML")
     flops.set_defaults(run=_flops)
     options = parser.parse_args(arguments)
-    return run_command(lambda: int(options.run(options)))
+    words = shlex.join([*parser.prog.split(), *(sys.argv[1:] if arguments is None else arguments)])
+    return run_command(lambda: int(options.run(options)), resume=words if options.run is _proxy else None)
 
 
 def _affinity(options: argparse.Namespace) -> int:
@@ -86,9 +98,9 @@ def _affinity(options: argparse.Namespace) -> int:
 
 def _num_measured(text: str | None, folder: Path) -> int:
     """How many timesteps `--timesteps` asks for, of the model in a folder."""
-    from dtr_ray.analysis.affinity import config_of
+    from dtr_ray.export.trained import read_config
 
-    num_timesteps = config_of(folder).diffusion.num_timesteps
+    num_timesteps = read_config(folder).diffusion.num_timesteps
     if text is None or text == "all":
         return num_timesteps if text else min(100, num_timesteps)
     try:
@@ -142,14 +154,32 @@ def _print_affinity(affinity: "Affinity", output: Path) -> None:
 def _compare(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from dtr_ray.service.comparison import compare_trials, comparison_table, write_comparison
+    from dtr_ray.service.comparison import compare_sweeps
+    from dtr_ray.service.comparison_table import comparison_table, write_comparison
 
     baseline = _conditions(options.baseline)
-    comparison = compare_trials(options.sweep, options.metric, baseline, options.at)
+    tables = compare_sweeps(options.sweeps, options.metric, baseline, options.at, mixed=options.mixed)
     console = Console()
-    console.print(comparison_table(comparison))
-    for path in write_comparison(comparison, options.sweep):
+    for table in tables:
+        console.print(comparison_table(table))
+    for path in write_comparison(tables, options.sweeps[0]):
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _proxy(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from dtr_ray.analysis.proxies import CSV_FILE, study_proxy, write_study
+    from dtr_ray.analysis.proxy_table import study_lines, study_table
+
+    with _progress("checkpoints by the proxy and in full") as tell:
+        study = study_proxy(options.sweep, options.set, tell)
+    write_study(study, options.sweep / CSV_FILE)
+    console = Console()
+    console.print(study_table(study))
+    for line in (*study_lines(study), str(options.sweep / CSV_FILE)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

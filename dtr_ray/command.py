@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from dtr_ray.config.errors import ConfigWarning
@@ -23,6 +24,33 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Prints the message and the way to more help."""
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Lets a command take a trained model: `model_folder` finds what the user gave."""
+    what = (
+        "a checkpoint, an export, a trial's or sweep's folder, or MLflow's runs:/ID or models:/NAME/VERSION"
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=what)
+    where = "MLflow's place; default: MLFLOW_TRACKING_URI, else runs/mlflow.db"
+    parser.add_argument("--tracking-uri", metavar="URI", help=where)
+
+
+def model_folder(options: argparse.Namespace) -> Path:
+    """The folder that the arguments of `add_model` name; a model of MLflow is fetched.
+
+    Raises:
+        ValueError: MLflow has no such model.
+    """
+    given: str = options.checkpoint
+    if given.startswith(("runs:/", "models:/")):
+        # MLflow takes seconds to import, and only this needs it.
+        from dtr_ray.service.runs import fetch_model
+
+        return fetch_model(given, options.tracking_uri)
+    if options.tracking_uri is not None:
+        raise ValueError(f"--tracking-uri is for runs:/ID and models:/NAME/VERSION; got the folder {given}")
+    return Path(given)
 
 
 def run_command(command: Callable[[], int], resume: str | Callable[[], str] | None = None) -> int:

@@ -1,29 +1,36 @@
 """`python -m dtr_ray.evaluate CHECKPOINT`: the distance between a model's samples and its data, and more.
 
-With `--metrics` or `--guidance` a table of every metric at every guidance scale; without, one line.
+With `--metrics` or `--guidance` a table of every metric at every guidance scale; without, a line for each.
 """
 
 import argparse
 import csv
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from dtr_ray.command import Parser, run_command
+from dtr_ray.command import Parser, add_model, model_folder, run_command
 
 if TYPE_CHECKING:
+    import torch
+
     from dtr_ray.config import TrialConfig
     from dtr_ray.data import ImageData
+    from dtr_ray.distributed import Group
+    from dtr_ray.evaluation.evaluate import Evaluation
+    from dtr_ray.evaluation.sample_file import SampleParts
     from dtr_ray.export.trained import TrainedModel
+
+# What an evaluation found, as JSON keeps it: `metrics` and `seconds`.
+Found = dict[str, dict[str, float]]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Draws samples, measures them, and prints each metric under its own name."""
     parser = Parser(prog="python -m dtr_ray.evaluate", description="Measure a trained model.")
-    parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="its checkpoint, export, or trial's folder"
-    )
+    add_model(parser)
     parser.add_argument("--num-samples", type=int, metavar="N", help="samples to draw")
     parser.add_argument("--features", metavar="NAME", help="inception, or efficientnet_lite0")
     parser.add_argument(
@@ -32,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--guidance", type=_scales, metavar="1,1.5,2", help="classifier-free guidance: measure at each scale"
     )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one a GPU, or one")
+    parser.add_argument("--timings", action="store_true", help="print where the time went")
     parser.add_argument("--output", type=Path, metavar="CSV", help="write the figures there, a row a scale")
     parser.add_argument(
         "--save-samples", type=Path, metavar="NPZ", help="write the samples as the ADM evaluation reads them"
@@ -50,25 +59,28 @@ def _scales(text: str) -> list[float]:
 
 def _run(options: argparse.Namespace) -> int:
     _check(options)
-    import torch
+    from dtr_ray.evaluation.references import check_references
+    from dtr_ray.evaluation.sample_file import SampleParts
+    from dtr_ray.evaluation.workers import check_workers, default_workers, run_group
+    from dtr_ray.export.trained import find_model, read_config
 
-    from dtr_ray.data import load_images
-    from dtr_ray.data.cache import cache_dir
-    from dtr_ray.export.trained import open_model
-
-    trained = open_model(options.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    num_workers = default_workers() if options.workers is None else options.workers
+    check_workers(num_workers)
+    folder = find_model(model_folder(options))
     # All of them before the first sample: a mistake in the last scale must not cost the hours before it.
-    configs = [_changed(trained, options, scale) for scale in options.guidance or [None]]
-    data = load_images(configs[0].data, cache_dir())
-    found: list[dict[str, float]] = []
-    for config in configs:
-        found.append(_measure(trained, config, data, _samples_path(options, config)))
-        if options.output is not None:
-            _write_csv(options.output, configs, found)
+    configs = [_changed(read_config(folder), folder, options, scale) for scale in options.guidance or [None]]
+    check_references(configs[0].data, configs[0].evaluation.features)
+    saved = options.save_samples
+    with SampleParts.beside(saved) if saved is not None else nullcontext() as parts:
+        work = (folder, configs, options, parts)
+        found: list[Found] = run_group(_measure_all, work, num_workers)
     if options.metrics is None and options.guidance is None:
-        _print_line(trained, configs[0], found[0])
+        _print_lines(folder, configs[0], found[0]["metrics"])
     else:
-        _print_table(trained, configs, found)
+        _print_table(folder, configs, [one["metrics"] for one in found])
+    if options.timings:
+        for one in found:
+            _print_timings(one["seconds"])
     return 0
 
 
@@ -96,7 +108,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _changed(
-    trained: "TrainedModel", options: argparse.Namespace, guidance_scale: float | None
+    config: "TrialConfig", folder: Path, options: argparse.Namespace, guidance_scale: float | None
 ) -> "TrialConfig":
     """The model's configuration, with what the options say."""
     from dtr_ray.config.errors import ConfigError
@@ -110,50 +122,84 @@ def _changed(
     }
     sets = [f"{key}={value}" for key, value in given.values() if value is not None]
     try:
-        return change_trial(trained.config, [*options.set, *sets], str(trained.folder))
+        changed = change_trial(config, [*options.set, *sets], str(folder))
     except ConfigError as error:
         text = str(error)
         for option, (key, _) in given.items():
             text = text.replace(f"--set {key}=", option)
         raise ConfigError(text) from error
+    told = any(text.partition("=")[0].strip() == "evaluation.extrapolate" for text in options.set)
+    if told or not changed.evaluation.can_extrapolate:
+        return changed
+    # A look at one model wants what a sweep does not decide by.
+    evaluation = changed.evaluation.model_copy(update={"extrapolate": True})
+    return changed.model_copy(update={"evaluation": evaluation})
+
+
+def _measure_all(
+    group: "Group",
+    device: "torch.device",
+    folder: Path,
+    configs: list["TrialConfig"],
+    options: argparse.Namespace,
+    parts: "SampleParts | None",
+) -> list[Found]:
+    """As one worker of a group: all evaluations, one after another; `parts` takes samples to be saved."""
+    from dtr_ray.data import load_images
+    from dtr_ray.data.cache import cache_dir
+    from dtr_ray.export.trained import open_model
+
+    trained = open_model(folder, device)
+    data = load_images(configs[0].data, cache_dir())
+    found: list[Found] = []
+    for number, config in enumerate(configs):
+        own_parts = None if parts is None else parts.part(str(number))
+        evaluation = _measure(trained, config, data, group, own_parts)
+        found.append({"metrics": evaluation.metrics, "seconds": evaluation.seconds})
+        if own_parts is not None and group.is_main:
+            _save_samples(own_parts, _samples_path(options, config), config)
+        if options.output is not None and group.is_main:
+            _write_csv(options.output, configs, [one["metrics"] for one in found])
+    return found
 
 
 def _measure(
-    trained: "TrainedModel", config: "TrialConfig", data: "ImageData", samples_path: Path | None
-) -> dict[str, float]:
-    """All metrics of one configuration; writes the samples where a path is given."""
-    import torch
+    trained: "TrainedModel",
+    config: "TrialConfig",
+    data: "ImageData",
+    group: "Group",
+    parts: "SampleParts | None",
+) -> "Evaluation":
+    """All metrics of one configuration; the samples go to `parts`, too."""
     from rich.console import Console
 
-    from dtr_ray.distributed import Group
-    from dtr_ray.evaluation.evaluate import Evaluator, sample_labels
-    from dtr_ray.evaluation.sample_file import SampleFile
+    from dtr_ray.evaluation.evaluate import Evaluator
 
-    evaluator = Evaluator(config, data, Group(), trained.model.device)
-    total, drawn = config.evaluation.num_samples, 0
+    evaluator, total = Evaluator(config, data, group, trained.model.device), config.evaluation.num_samples
     # Shown on terminals alone.
-    with Console(stderr=True).status("") as status:
+    with Console(stderr=True, quiet=not group.is_main).status("") as status:
 
-        def on_images(images: torch.Tensor) -> None:
-            nonlocal drawn
-            drawn += len(images)
+        def on_images(indices: "torch.Tensor", images: "torch.Tensor") -> None:
+            if parts is not None:
+                parts.write(indices, images)
+            drawn = int(indices[-1]) + 1
             status.update(f"guidance {config.sampling.guidance_scale:g}: {drawn:,} of {total:,} samples")
 
-        if samples_path is None:
-            return evaluator.evaluate(trained.model, on_images=on_images).metrics
-        with SampleFile(samples_path, sample_labels(torch.arange(total), config.data.classes)) as file:
-
-            def keep(images: torch.Tensor) -> None:
-                file.add(images)
-                on_images(images)
-
-            return evaluator.evaluate(trained.model, on_images=keep).metrics
+        return evaluator.evaluate(trained.model, on_images=on_images)
 
 
-def _samples_path(options: argparse.Namespace, config: "TrialConfig") -> Path | None:
+def _save_samples(parts: "SampleParts", path: Path, config: "TrialConfig") -> None:
+    import torch
+
+    from dtr_ray.evaluation.evaluate import sample_labels
+
+    parts.join(path, sample_labels(torch.arange(config.evaluation.num_samples), config.data.classes))
+
+
+def _samples_path(options: argparse.Namespace, config: "TrialConfig") -> Path:
     """Where the samples go: a file for each scale where there are several."""
-    path: Path | None = options.save_samples
-    if path is None or len(options.guidance or ()) < 2:
+    path: Path = options.save_samples
+    if len(options.guidance or ()) < 2:
         return path
     return path.with_stem(f"{path.stem}-guidance{config.sampling.guidance_scale:g}")
 
@@ -184,18 +230,23 @@ def _how(config: "TrialConfig") -> str:
     return f"{config.evaluation.num_samples:,} samples, {sampling.sampler} with {sampling.num_steps} steps"
 
 
-def _print_line(trained: "TrainedModel", config: "TrialConfig", metrics: dict[str, float]) -> None:
-    name = config.evaluation.metric
-    seconds = f"{metrics['eval_seconds']:.1f} s"
-    print(f"{name} {metrics[name]:.6g} ({_how(config)}, {seconds}; {trained.folder})")
+def _print_lines(folder: Path, config: "TrialConfig", metrics: dict[str, float]) -> None:
+    metrics, name = dict(metrics), config.evaluation.metric
+    seconds = metrics.pop("eval_seconds")
+    error = metrics.pop(config.evaluation.standard_error_name, None)
+    noise = "" if error is None else f" ± {error:.2g}"
+    print(f"{name} {metrics.pop(name):.6g}{noise} ({_how(config)}, {seconds:.1f} s; {folder})")
     for other, value in metrics.items():
-        if other not in (name, "eval_seconds"):
-            print(f"{other} {value:.6g}")
+        print(f"{other} {value:.6g}")
 
 
-def _print_table(
-    trained: "TrainedModel", configs: list["TrialConfig"], found: list[dict[str, float]]
-) -> None:
+def _print_timings(seconds: dict[str, float]) -> None:
+    total = sum(seconds.values())
+    shares = [f"{name} {s:.1f} s ({s / total:.0%})" for name, s in seconds.items()]
+    print(f"time: {', '.join(shares)}")
+
+
+def _print_table(folder: Path, configs: list["TrialConfig"], found: list[dict[str, float]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -210,7 +261,7 @@ def _print_table(
         ]
         table.add_row(name, *figures)
     console = Console()
-    console.print(f"{_how(configs[0])}; {trained.folder}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{_how(configs[0])}; {folder}", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
 
 

@@ -61,11 +61,13 @@ def _run(options: argparse.Namespace) -> int:
         return 0
 
     from dtr_ray.data import check_data
+    from dtr_ray.evaluation.references import check_references
     from dtr_ray.service.summary import print_summary
     from dtr_ray.service.sweep import check_folder, holds_sweep, run_sweep
 
     check_folder(config, folder, resume=options.resume)
     check_data(config.trial.data)
+    check_references(config.trial.data, config.trial.evaluation.features)
     if options.resume and not holds_sweep(folder):
         print(
             f"there is nothing to resume in {folder} yet: the sweep starts from its first trial", flush=True

@@ -32,10 +32,12 @@ def _run(options: argparse.Namespace) -> int:
     from dtr_ray.data import check_data, load_images
     from dtr_ray.data.cache import cache_dir
     from dtr_ray.diffusion.intervals import check_intervals
+    from dtr_ray.evaluation.references import check_references
     from dtr_ray.training import Observer, train
     from dtr_ray.training.folder import claim_folder
 
     check_data(config.data)
+    check_references(config.data, config.evaluation.features)
     check_intervals(config.weighting, config.diffusion)
     claim_folder(folder, config, resume=options.resume)
 
@@ -49,9 +51,9 @@ def _run(options: argparse.Namespace) -> int:
 
     data = load_images(config.data, cache_dir())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    metric = config.evaluation.metric
     for report in train(config, folder, data, device=device, observer=Printer()):
         done = f"step {report.step}/{config.training.num_steps}"
+        metric = config.evaluation.metric_at(report.step)
         print(f"{done}: {metric} {report.metrics[metric]:.6g}", flush=True)
     print(f"\nresults  {folder}")
     print(f"samples  python -m dtr_ray.sample {shlex.quote(str(folder))} --output samples.png")

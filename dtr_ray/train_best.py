@@ -11,6 +11,7 @@ from dtr_ray.command import Parser, leave, run_command
 
 if TYPE_CHECKING:
     from dtr_ray.config import TrialConfig
+    from dtr_ray.config.sweep import ResourcesConfig
     from dtr_ray.service.best import BestTrial
 
 ROOT = Path("runs")
@@ -44,20 +45,14 @@ def _run(options: argparse.Namespace) -> int:
     from dtr_ray.config.read import change_trial
     from dtr_ray.data import check_data
     from dtr_ray.diffusion.intervals import check_intervals
-    from dtr_ray.service import cluster
-    from dtr_ray.service.final_run import (
-        RESULT_FILE,
-        FinalRun,
-        check_workers,
-        final_config,
-        final_resources,
-        run_final,
-    )
+    from dtr_ray.evaluation.references import check_references
+    from dtr_ray.service.final_run import RESULT_FILE, FinalRun, check_workers, final_config, run_final
     from dtr_ray.training.folder import check_folder
 
     source = f"trial {best.trial_id} of {best.folder}"
     config = change_trial(final_config(best), options.set, source)
     check_data(config.data)
+    check_references(config.data, config.evaluation.features)
     check_intervals(config.weighting, config.diffusion)
     check_workers(options.workers, config.training.batch_size)
     folder = options.output or best.folder / "best"
@@ -71,12 +66,24 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     found, steps = f"{best.metric} {best.value:.4g}", f"{config.training.num_steps:,} steps"
     print(f"training {source} ({found}) for {steps} in {folder}")
-    cluster.connect(dashboard=True)
-    resources = final_resources(best, config.training.batch_size, options.workers)
-    print(f"on {cluster.describe(resources)}", flush=True)
+    resources = _connect(best, config, options.workers)
     run = FinalRun(best, config, folder, resources, start_from)
     _print(run_final(run, resume=options.resume), folder)
     return 0
+
+
+def _connect(best: "BestTrial", config: "TrialConfig", num_workers: int | None) -> "ResourcesConfig":
+    """Joins or starts the cluster, has the weights on its machines, and returns what the run takes of it."""
+    from dtr_ray.service import cluster
+    from dtr_ray.service.fetching import fetch_here, fetch_on_nodes, trial_weights
+    from dtr_ray.service.final_run import final_resources
+
+    weights = fetch_here(trial_weights(config))
+    cluster.connect(dashboard=True)
+    resources = final_resources(best, config.training.batch_size, num_workers)
+    print(f"on {cluster.describe(resources)}", flush=True)
+    fetch_on_nodes(weights)
+    return resources
 
 
 def _finished(path: Path, config: "TrialConfig") -> dict[str, Any] | None:
@@ -99,11 +106,17 @@ def _find(options: argparse.Namespace) -> "BestTrial":
 
 
 def _print(result: dict[str, Any], folder: Path) -> None:
+    from dtr_ray.config.protocol import UNKNOWN, describe
     from dtr_ray.service.tracking import ui_command
 
-    mlflow = result["mlflow"]
+    mlflow, lineage = result["mlflow"], result["lineage"]
     model = folder / result["export"]
-    print(f"\n{result['metric']}: {result['value']:.6g} after {result['step']:,} steps")
+    error = "" if result.get("standard_error") is None else f" ± {result['standard_error']:.2g}"
+    print(f"\n{result['metric']}: {result['value']:.6g}{error} after {result['step']:,} steps")
+    print(f"measured  {describe(result.get('protocol', {}))}")
+    found = f"{lineage['trial_metric']} {lineage['trial_value']:.6g} at step {lineage['trial_step']:,}"
+    otherwise = "; ".join(lineage.get("measured_otherwise", [UNKNOWN]))
+    print(f"search    {found}" + (f", of another protocol ({otherwise}): no comparison" if otherwise else ""))
     print(f"model     {model} (samples.png, trial.json, README.md)")
     if mlflow["registered"]:
         print(f"registry  {mlflow['registered']['name']}, version {mlflow['registered']['version']}")

@@ -23,7 +23,7 @@ for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
     os.environ.pop(_name, None)
 
 
-_WITH_RAY = ("service", "test_sweep_command.py", "test_train_best.py", "test_analyze.py")
+_WITH_RAY = ("service", "test_sweep_command.py", "test_train_best.py", "test_analyze.py", "test_prepare.py")
 """Folders and modules of the tests that start Ray, in this process or in one of their own."""
 
 

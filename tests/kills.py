@@ -16,7 +16,6 @@ import optuna
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from tiny_sweeps import (
-    METRIC,
     TIMES,
     SweepCommand,
     attempts,
@@ -140,7 +139,7 @@ def check_same(config: SweepConfig, other: SweepConfig) -> None:
     one, two = folder_of(config), folder_of(other)
     assert [timeless(r) for r in records(one).values()] == [timeless(r) for r in records(two).values()]
     assert _timeless_rows(one) == _timeless_rows(two)
-    for name in ("trial_id", "metric", "mode", "value", "step", "config", "checkpoint"):
+    for name in ("trial_id", "metric", "mode", "value", "step", "protocol", "config", "checkpoint"):
         assert read_json(one / "best.json")[name] == read_json(two / "best.json")[name]
     assert _study(config) == _study(other)
 
@@ -208,10 +207,10 @@ def check_mlflow(config: SweepConfig, uri: str | None = None) -> None:
         )
         history = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
         assert [m.step for m in by_step(history["train_loss"])] == expected_log_steps(config, trial)
-        for name in (METRIC, *TIMES):
+        for name in {*TIMES, *(name for metrics in trial.reports.values() for name in metrics)}:
             values = {m.step: m.value for m in history[name]}
             assert len(values) == len(history[name])
-            assert values == {step: metrics[name] for step, metrics in trial.reports.items()}
+            assert values == {s: metrics[name] for s, metrics in trial.reports.items() if name in metrics}
 
 
 def by_step(history: list[Any]) -> list[Any]:

@@ -1,6 +1,7 @@
 """The command `analyze`: what it prints and leaves, and that training takes what it has measured."""
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,52 @@ def test_compare_prints_and_writes_a_row_a_method(compared: Path, capsys: pytest
     assert float(rows["dtr"]["difference"]) == pytest.approx(gap)
     assert rows["dtr"]["difference_pairs"] == "2"
     assert (compared / "compare.md").read_text(encoding="utf-8").count("\n| ") == 4
+
+
+def test_compare_tells_what_was_measured_and_refuses_to_mix(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = tmp_path / "other"
+    shutil.copytree(compared, other)
+    for name in ("journal.jsonl", "sweep.json"):
+        text = (other / name).read_text(encoding="utf-8")
+        text = text.replace('"sampling.num_steps": 2', '"sampling.num_steps": 1')
+        (other / name).write_text(text, encoding="utf-8")
+    assert analyze.main(["compare", str(compared), str(other)]) == 2
+    assert "sampling.num_steps is 1, not 2): --mixed makes a table of each" in capsys.readouterr().err
+    assert analyze.main(["compare", str(compared), str(other), "--mixed"]) == 0
+    assert capsys.readouterr().out.count("Measured:") == 2
+
+
+def test_proxy_measures_prints_and_writes_a_row_a_checkpoint(
+    compared: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert analyze.main(["proxy", str(compared), "--set", "evaluation.proxy.num_samples=8"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "proxy_fd_efficientnet_lite0_8 against" in text
+    assert "step 4, 4 checkpoints: Spearman" in text
+    assert "the proxy's better half holds" in text
+    assert text.endswith(str(compared / "proxy.csv"))
+    with (compared / "proxy.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["step"] == "4"]
+    assert [row["trial"] for row in rows] == ["t0000", "t0001", "t0002", "t0003"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "has no evaluation.proxy: give one, such as --set evaluation.proxy.num_samples=1000"),
+        (
+            ["--set", "evaluation.proxy.num_samples=99"],
+            "--set evaluation.proxy.num_samples=99: 99 is more than",
+        ),
+    ],
+)
+def test_proxy_refuses_what_cannot_be_measured(
+    compared: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert analyze.main(["proxy", str(compared), *words]) == 2
+    assert message in error_of(capsys)
 
 
 def test_compare_takes_another_metric_and_the_last_value(compared: Path, capsys: pytest.CaptureFixture[str]):

@@ -34,7 +34,7 @@ def run(space: Path) -> Path:
 
 def value_in(text: str) -> tuple[str, float]:
     """Name and value of the metric that `evaluate` prints."""
-    match = re.match(r"(\S+) (\S+) \(", text)
+    match = re.match(r"(\S+) (\S+)(?: ± \S+)? \(", text)
     assert match is not None, text
     return match[1], float(match[2])
 
@@ -112,6 +112,62 @@ def test_sample_writes_a_grid_of_the_classes_asked_for(
     assert Image.open(output).size == (19 * 8, 28 * 8)
 
 
+def test_sample_writes_arrays_of_the_evaluations_own_samples(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    drawn, measured = tmp_path / "new" / "drawn.npz", tmp_path / "measured.npz"
+    assert sample.main([str(run), "--output", str(drawn)]) == 0
+    assert capsys.readouterr().out.startswith(f"{drawn}: 16 samples of ")
+    assert evaluate.main([str(run), "--save-samples", str(measured)]) == 0
+    with np.load(drawn, allow_pickle=False) as arrays, np.load(measured, allow_pickle=False) as expected:
+        assert {name: arrays[name].shape for name in arrays} == {"arr_0": (16, 8, 8, 3), "arr_1": (16,)}
+        assert all(np.array_equal(arrays[name], expected[name]) for name in expected)
+    assert sample.main([str(run), "--num", "5", "--labels", "7,3", "--output", str(drawn)]) == 0
+    with np.load(drawn, allow_pickle=False) as arrays:
+        assert arrays["arr_0"].shape == (5, 8, 8, 3)
+        assert arrays["arr_1"].tolist() == [7, 3, 7, 3, 7]
+    assert list(drawn.parent.iterdir()) == [drawn]
+
+
+@pytest.mark.timeout(300)
+def test_workers_measure_and_draw_what_one_process_does(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    found = []
+    for workers in ("1", "2"):
+        path = tmp_path / f"{workers}.npz"
+        words = ["--num-samples", "70", "--workers", workers, "--save-samples", str(path), "--timings"]
+        assert evaluate.main([str(run), *words]) == 0
+        line, times = capsys.readouterr().out.splitlines()
+        assert re.match(r"time: sampling \S+ s \(.*, waiting \S+ s \(\d+%\)$", times)
+        with np.load(path, allow_pickle=False) as arrays:
+            found.append((line.split(" (")[0], arrays["arr_0"].tolist(), arrays["arr_1"].tolist()))
+    assert found[0] == found[1]
+    assert re.fullmatch(r"fd_efficientnet_lite0_70 \S+ ± \S+", found[0][0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_a_worker_refuses_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["--labels", "10", "--num", "60", "--workers", "2", "--output", str(tmp_path / "a.png")]
+    assert sample.main([str(run), *words]) == 2
+    assert "class label 10 is not in [0, 10)" in error_of(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_enough_samples_are_extrapolated_unless_one_says_otherwise(
+    run: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert evaluate.main([str(run), "--num-samples", "1290"]) == 0
+    distance, infinity = capsys.readouterr().out.splitlines()
+    name, value = infinity.split()
+    assert name == "fd_efficientnet_lite0_infinity"
+    assert 0 < float(value) < value_in(distance)[1]
+    sets = ["--set", "evaluation.extrapolate=true"]
+    assert evaluate.main([str(run), "--num-samples", "1280", *sets]) == 2
+    assert "evaluation.extrapolate=true: takes more samples than the 1280 features" in error_of(capsys)
+
+
 def test_sample_draws_the_same_again_and_other_images_with_another_seed(run: Path, tmp_path: Path):
     pictures = []
     for seed in ("0", "0", "1"):
@@ -152,7 +208,9 @@ def test_arguments_that_cannot_be_read_exit_with_2(
         (["--guidance", "0.2"], "guidance_scale is 0.2: it must be at least 1"),
         (["--guidance", "nan"], "guidance_scale is nan"),
         (["--steps", "1001"], "num_steps is 1001: it must be from 1 to 1000"),
-        (["--output", "grid.jpg"], "its name must end in .png"),
+        (["--output", "grid.jpg"], "its name must end in .png or .npz"),
+        (["--workers", "0"], "--workers is 0: it must be at least 1"),
+        (["--tracking-uri", "sqlite:///x.db"], "--tracking-uri is for runs:/ID and models:/NAME/VERSION"),
     ],
 )
 def test_sample_refuses_values_out_of_range(
@@ -203,6 +261,7 @@ def test_train_says_what_is_wrong_with_its_file(tmp_path: Path, capsys: pytest.C
 
 ALL_METRICS = "kid,inception_score,precision_recall"
 ALL_NAMES = [f"{kind}_efficientnet_lite0_16" for kind in ("fd", "kd", "is", "precision", "recall")]
+REPORTED = [METRIC, f"{METRIC}_stderr", *ALL_NAMES[1:]]
 
 
 def test_extra_metrics_of_a_trial_are_in_its_reports_and_in_its_evaluation(
@@ -213,7 +272,7 @@ def test_extra_metrics_of_a_trial_are_in_its_reports_and_in_its_evaluation(
     assert train.main([str(space), "--output", str(folder), *words]) == 0
     capsys.readouterr()
     report = ReportFile(folder / "reports.jsonl").read()[-1]
-    assert list(report.metrics) == [*ALL_NAMES, "eval_seconds", "train_seconds"]
+    assert list(report.metrics) == [*REPORTED, "eval_seconds", "train_seconds"]
     assert evaluate.main([str(folder)]) == 0
     first, *others = capsys.readouterr().out.splitlines()
     found = dict([value_in(first), *[(line.split()[0], float(line.split()[1])) for line in others]])
@@ -233,7 +292,7 @@ def test_a_sweep_over_guidance_prints_a_table_and_writes_figures_and_samples(
     with output.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     settings = ["guidance_scale", "num_samples", "sampler", "num_steps"]
-    assert list(rows[0]) == [*settings, *ALL_NAMES, "eval_seconds"]
+    assert list(rows[0]) == [*settings, *REPORTED, "eval_seconds"]
     assert [row["guidance_scale"] for row in rows] == ["1.0", "1.5", "300.0"]
     for name in ALL_NAMES:
         assert cells[name] == [f"{float(row[name]):.5g}" for row in rows]

@@ -52,6 +52,27 @@ def test_the_full_schedule_is_trained_afresh_by_ray_train(sweep: Path, result: d
     assert result["lineage"]["trial_id"] == "t0000"
 
 
+def test_a_figure_of_another_protocol_is_told_and_not_compared_with_the_searchs(
+    sweep: Path, result: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    assert result["protocol"]["evaluation.num_samples"] == 24
+    assert result["protocol"]["data.identity"].startswith("digits-8-")
+    # The sweep of this test is as one from before protocols were kept.
+    assert result["lineage"]["measured_otherwise"] == ["one of them is of an unknown protocol"]
+    export = sweep / "best" / result["export"]
+    figures = json.loads((export / "figures.json").read_text(encoding="utf-8"))
+    assert figures["metrics"][BEST_METRIC] == result["value"]
+    assert figures["protocol"] == result["protocol"]
+    assert "of another protocol: the two do not compare" in (export / "README.md").read_text(encoding="utf-8")
+    train_best._print(result, sweep / "best")
+    text = capsys.readouterr().out
+    assert f"{BEST_METRIC}: {result['value']:.6g} ± {result['standard_error']:.2g} after 12 steps" in text
+    assert "of another protocol (one of them is of an unknown protocol): no comparison" in text
+    otherwise = ["evaluation.num_samples is 24, not 16"]
+    train_best._print({**result, "lineage": result["lineage"] | {"measured_otherwise": otherwise}}, sweep)
+    assert "of another protocol (evaluation.num_samples is 24, not 16)" in capsys.readouterr().out
+
+
 def test_the_exports_distance_is_the_one_reported(
     sweep: Path, result: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ):

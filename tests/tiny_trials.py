@@ -19,8 +19,10 @@ from dtr_ray.data import ImageData, load_images
 from dtr_ray.data.cache import cache_dir
 from dtr_ray.distributed import Group
 from dtr_ray.evaluation.evaluate import Evaluator
+from dtr_ray.models import load_weights
 from dtr_ray.training import Observer, Report, TrainingState, latest_checkpoint, train
 from dtr_ray.training.batches import Batches
+from dtr_ray.training.state import EMA_FILE
 
 WEIGHTINGS = ["vanilla", "min_snr", "p2", "ant_uw", "ant_pcgrad", "ant_nash"]
 BALANCERS = ["ant_uw", "ant_pcgrad", "ant_nash"]
@@ -287,3 +289,33 @@ def train_with_roaming_masks(group: Group, folder: Path) -> tuple[dict[int, floa
     observer = Recorder()
     list(train(config, folder / "trial", digits(config), group=group, observer=observer))
     return observer.losses, final_state(config, folder / "trial").ema.get_buffer("masks.mask")
+
+
+EVALUATED = {"num_samples": 120, "extra_metrics": ["inception_score"]}
+BATCH_SIZES = (7, 50, 250)
+
+
+def evaluate_in_batches(group: Group, folder: Path) -> dict[str, tuple[dict[int, Tensor], dict[str, float]]]:
+    """The trial's checkpoint, evaluated with three batch sizes in both precisions.
+
+    For each the images of this worker's samples, by their number, and all figures.
+    """
+    newest = latest_checkpoint(folder.parent / "trial")
+    assert newest is not None
+    found = {}
+    for precision in ("fp32", "bf16"):
+        for batch_size in BATCH_SIZES:
+            changes = {f"evaluation__{key}": value for key, value in EVALUATED.items()}
+            config = tiny_config(**changes, training__precision=precision, evaluation__batch_size=batch_size)
+            state = TrainingState.build(config, torch.device("cpu"))
+            load_weights(state.ema, newest / EMA_FILE)
+            images: dict[int, Tensor] = {}
+            evaluation = Evaluator(config, digits(config), group, torch.device("cpu")).evaluate(
+                state.ema.eval(),
+                on_images=lambda numbers, block, kept=images: kept.update(
+                    zip(numbers.tolist(), block, strict=True)
+                ),
+            )
+            metrics = {name: v for name, v in evaluation.metrics.items() if name != "eval_seconds"}
+            found[f"{precision}, {batch_size} at once"] = images, metrics
+    return found

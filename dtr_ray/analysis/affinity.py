@@ -26,9 +26,8 @@ from dtr_ray.diffusion.affinity import Affinity, load_affinity
 from dtr_ray.diffusion.loss import diffusion_losses
 from dtr_ray.diffusion.noise import NoiseSchedule, noise_schedule
 from dtr_ray.distributed import Group
-from dtr_ray.export.trained import find_model, open_model
+from dtr_ray.export.trained import find_model, open_model, read_config
 from dtr_ray.training.batches import Batch, Batches
-from dtr_ray.training.state import CONFIG_FILE
 
 # Timesteps of one part: enough work for what it costs to hand a part out, and few enough to share evenly.
 _PART_TIMESTEPS = 10
@@ -116,7 +115,7 @@ def measure_affinity(
         FloatingPointError: a gradient is zero or not finite.
     """
     folder = find_model(checkpoint)
-    num_timesteps = config_of(folder).diffusion.num_timesteps
+    num_timesteps = read_config(folder).diffusion.num_timesteps
     timesteps = settings.timesteps(num_timesteps)
     parts = [
         Part(str(folder.resolve()), settings, batch, first, tuple(timesteps[first : first + _PART_TIMESTEPS]))
@@ -217,7 +216,7 @@ def source_of(folder: Path, settings: Settings) -> dict[str, Any]:
     for file in sorted([*folder.glob("ema.safetensors"), *folder.glob("transformer/*.safetensors")]):
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
-    config = config_of(folder).to_dict()
+    config = read_config(folder).to_dict()
     measured = {name: config[name] for name in ("data", "model", "routing", "diffusion")}
     digest.update(json.dumps(measured, sort_keys=True).encode())
     return {"checkpoint": str(folder), "identity": digest.hexdigest(), "settings": asdict(settings)}
@@ -236,10 +235,3 @@ def find_measured(output: Path, checkpoint: Path, settings: Settings) -> Affinit
     wanted = source_of(folder, settings)
     same = all(found.source.get(key) == wanted[key] for key in ("identity", "settings"))
     return found if same else None
-
-
-def config_of(folder: Path) -> TrialConfig:
-    """The configuration beside a model that `find_model` has found; raises ValueError where there is none."""
-    if not (folder / CONFIG_FILE).is_file():
-        raise ValueError(f"{folder} has no {CONFIG_FILE}, the configuration that its model was trained with")
-    return TrialConfig.load(folder / CONFIG_FILE)

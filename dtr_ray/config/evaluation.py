@@ -10,6 +10,8 @@ from dtr_ray.config.errors import broken
 ExtraMetric = Literal["kid", "inception_score", "precision_recall"]
 Features = Literal["inception", "efficientnet_lite0"]
 Sampler = Literal["ddpm", "ddim", "dpm_solver++"]
+NUM_FEATURES: dict[Features, int] = {"inception": 2048, "efficientnet_lite0": 1280}
+"""Features of an image; with no more samples than that the distance's bias is not understood."""
 
 
 class ProxyConfig(Config):
@@ -38,6 +40,7 @@ class EvaluationConfig(Config):
     every_steps: Positive = 10_000
     num_samples: Annotated[int, Field(ge=2)] = 10_000
     batch_size: Positive = 250
+    """Images that wait for their features at most, beside a GPU; samples are always drawn in blocks of 50."""
     features: Features = "inception"
     """`inception`: clean-fid's, metric fid_*; `efficientnet_lite0`: offline, fd_efficientnet_lite0_*."""
     feature_weights: Text | None = None
@@ -45,9 +48,10 @@ class EvaluationConfig(Config):
     extra_metrics: list[ExtraMetric] = []
     """Measured on the same samples beside the distance that decides: kid_*, is_*, precision_*, recall_*."""
     standard_error: bool = True
-    """Report the distance's standard error, the noise of drawing finitely many samples, beside it."""
+    """Report the distance's standard error, the noise of drawing finitely many samples (not 2), beside it."""
     extrapolate: bool = False
-    """Report the distance extrapolated to infinitely many samples (Chong and Forsyth, 2020) beside it."""
+    """Report the distance extrapolated to infinitely many samples (Chong and Forsyth, 2020) beside it; takes
+    more samples than there are features."""
     proxy: ProxyConfig | None = None
     """A cheaper distance for early evaluations."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -60,7 +64,17 @@ class EvaluationConfig(Config):
             if name in self.extra_metrics and self.num_samples < least:
                 rule = f"{self.num_samples} is too few for {name}, which takes at least {least}"
                 raise broken("num_samples", rule, "extra_metrics")
+        if self.extrapolate and not self.can_extrapolate:
+            rule = (
+                f"takes more samples than the {NUM_FEATURES[self.features]} features; got {self.num_samples}"
+            )
+            raise broken("extrapolate", rule, "num_samples")
         return self
+
+    @property
+    def can_extrapolate(self) -> bool:
+        """Whether there are samples enough to extrapolate the distance from."""
+        return self.num_samples > NUM_FEATURES[self.features]
 
     @property
     def metric(self) -> str:
@@ -83,6 +97,15 @@ class EvaluationConfig(Config):
         if self.proxy is None:
             return None
         return f"proxy_{self._name('fid', 'fd', self.proxy.num_samples or self.num_samples)}"
+
+    def is_proxy(self, step: int) -> bool:
+        """Whether an evaluation at this training step is one of the proxy."""
+        return self.proxy is not None and step <= self.proxy.until_step
+
+    def metric_at(self, step: int) -> str:
+        """The name of the distance that an evaluation at this training step reports."""
+        proxy = self.proxy_metric
+        return proxy if proxy is not None and self.is_proxy(step) else self.metric
 
     @property
     def extra_names(self) -> dict[ExtraMetric, tuple[str, ...]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dtr_ray.config.base import Config
 from dtr_ray.config.errors import shown
 from dtr_ray.config.space import Choice, target
-from dtr_ray.config.sweep import SweepConfig
+from dtr_ray.config.sweep import ASHAStopping, MedianStopping, SweepConfig
 from dtr_ray.config.trial import TrialConfig
 
 
@@ -70,6 +70,23 @@ def _ignored_in_search(sweep: SweepConfig) -> Iterator[tuple[str, str]]:
             step = (stopping.grace_steps // every + 1) * every
             reason = f"{stopping.grace_steps} takes effect at the next evaluation, step {step}"
             yield "early_stopping.grace_steps", reason
+        yield from _noted_of_metric(sweep, stopping)
+
+
+def _noted_of_metric(
+    sweep: SweepConfig, stopping: ASHAStopping | MedianStopping
+) -> Iterator[tuple[str, str]]:
+    """What early stopping decides by, where that is not the metric as it is."""
+    evaluation = sweep.trial.evaluation
+    if stopping.sigma and not evaluation.standard_error:
+        yield "early_stopping.sigma", "is ignored: evaluation.standard_error is false"
+    if evaluation.proxy is not None and evaluation.is_proxy(stopping.grace_steps):
+        reason = (
+            f"{stopping.grace_steps} is within evaluation.proxy.until_step {evaluation.proxy.until_step}: "
+            f"trials are stopped there by {evaluation.proxy_metric}, not by {evaluation.metric} "
+            "(python -m dtr_ray.analyze proxy measures how far they agree)"
+        )
+        yield "early_stopping.grace_steps", reason
 
 
 def _replaced(sweep: SweepConfig) -> Iterator[tuple[str, str]]:

@@ -68,6 +68,8 @@ class ASHAStopping(Config):
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Relative uncertainty of the metric: a trial within it of the rung's cut-off goes on."""
+    sigma: Annotated[float, Field(ge=0)] = 0.0
+    """A trial within so many of its figure's standard errors of the cut-off goes on too."""
 
 
 class MedianStopping(Config):
@@ -77,6 +79,9 @@ class MedianStopping(Config):
     grace_steps: Positive
     min_trials: Positive = 3
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Relative uncertainty of the metric: a trial within it of the median goes on."""
+    sigma: Annotated[float, Field(ge=0)] = 0.0
+    """A trial within so many of its figure's standard errors of the median goes on too."""
 
 
 StoppingConfig = Annotated[NoStopping | ASHAStopping | MedianStopping, Field(discriminator="name")]

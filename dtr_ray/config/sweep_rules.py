@@ -9,6 +9,7 @@ from dtr_ray.config.base import override
 from dtr_ray.config.errors import Path, Problem, RuleError, dotted, shown, suggestion
 from dtr_ray.config.explain import problems
 from dtr_ray.config.fields import dotted_names, sections
+from dtr_ray.config.protocol import SOURCES, differing, protocol_of
 from dtr_ray.config.space import by_key, corner_assignments, expanded, target
 from dtr_ray.config.trial import TrialConfig
 
@@ -100,9 +101,7 @@ def _of_change(problem: Problem, where: str, keys: dict[str, str], changes: dict
 
 def _trial_problems(sweep: "SweepConfig", trial: TrialConfig) -> Iterator[Problem]:
     """What keeps one of the trials from being run and compared with the others."""
-    if trial.evaluation.metric != sweep.objective:
-        rule = f"trials would report {trial.evaluation.metric} instead of {sweep.objective}: not comparable"
-        yield Problem(("space",), rule, _METRIC_KEYS)
+    yield from _protocol_problems(sweep, trial)
     steps, batch_size = trial.training.num_steps, trial.training.batch_size
     grace = getattr(sweep.early_stopping, "grace_steps", 0)
     if grace > steps:
@@ -112,6 +111,35 @@ def _trial_problems(sweep: "SweepConfig", trial: TrialConfig) -> Iterator[Proble
     if batch_size % workers:
         rule = f"{workers} workers do not divide trial.training.batch_size {batch_size}"
         yield Problem(("resources", "workers_per_trial"), rule, (("trial", "training", "batch_size"),))
+
+
+def _protocol_problems(sweep: "SweepConfig", trial: TrialConfig) -> Iterator[Problem]:
+    """What would have one of the trials measured otherwise than the others."""
+    if trial.evaluation.metric != sweep.objective:
+        rule = f"trials would report {trial.evaluation.metric} instead of {sweep.objective}: not comparable"
+        yield Problem(("space",), rule, _METRIC_KEYS)
+    ours, theirs = protocol_of(sweep.trial), protocol_of(trial)
+    for key in differing(theirs, ours):
+        rule = (
+            f"is part of what the metric measures ({key} {shown(theirs[key])}, but {shown(ours[key])} in the "
+            "trial): figures of different protocols do not compare; do not search it, but set it in trial"
+        )
+        keys = SOURCES.get(key, (key,))
+        yield Problem(("space",), rule, tuple(("trial", *name.split(".")) for name in keys))
+    if sweep.trial.evaluation.proxy is None and trial.evaluation.proxy is None:
+        return
+    for key in ("evaluation.every_steps", *(n for n in dotted_names(TrialConfig) if ".proxy." in n)):
+        if _value(trial, key) != _value(sweep.trial, key):
+            rule = f"{key} cannot be searched with a proxy: at one step, trials would report other figures"
+            yield Problem(("space",), rule, (("trial", *key.split(".")),))
+
+
+def _value(trial: TrialConfig, key: str) -> Any:
+    """A value by its dotted name; None below a section that is not there."""
+    found: Any = trial
+    for part in key.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def _all_point_problems(sweep: "SweepConfig") -> Iterator[Problem]:

@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,14 @@ def cache_dir() -> Path:
 
 def looks_local(name: str) -> bool:
     """Whether `name` means a folder here, there or not, and not something on a hub of models."""
-    return Path(name).expanduser().exists() or name.startswith((".", "~", "/")) or name.count("/") > 1
+    return (
+        Path(name).expanduser().exists()
+        or name.startswith((".", "~", "/"))
+        or (
+            # A hub's names have one part or two; a revision after "@" may have more.
+            name.partition("@")[0].count("/") > 1
+        )
+    )
 
 
 def build_once(path: Path, build: Callable[[Path], None]) -> Path:
@@ -32,6 +40,15 @@ def build_once(path: Path, build: Callable[[Path], None]) -> Path:
     """
     if path.exists():
         return path
+    with locked(path):
+        if not path.exists():
+            _build(path, build)
+    return path
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of `path`, which may not be there yet; raises ValueError as `build_once`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"))
@@ -41,11 +58,9 @@ def build_once(path: Path, build: Callable[[Path], None]) -> Path:
             f"the cache folder {path.parent} cannot be written ({error}): set DTR_RAY_CACHE to one that can"
         ) from error
     try:
-        if not path.exists():
-            _build(path, build)
+        yield
     finally:
         lock.release()
-    return path
 
 
 def _build(path: Path, build: Callable[[Path], None]) -> None:
@@ -54,14 +69,15 @@ def _build(path: Path, build: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{socket.gethostname()}.partial.{path.name}")
     try:
         build(temporary)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Has a file, or the names in a folder, on disk before anything builds on it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,7 +16,8 @@ from torch import Tensor
 from dtr_ray.config import DataConfig
 from dtr_ray.config.data import TEXT_TOKENS
 from dtr_ray.data.cache import build_once, write_npy
-from dtr_ray.data.folder import walk_images
+from dtr_ray.data.manifest import caption_names
+from dtr_ray.data.rows import Rows
 from dtr_ray.data.text import TextEncoder, load_text_encoder
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -32,7 +33,7 @@ class Captions:
     Captions go by number: 0 is the empty one, which stands for no caption.
     """
 
-    def __init__(self, texts: list[list[str]], tokens: np.ndarray, names: list[str]) -> None:
+    def __init__(self, texts: Sequence[Sequence[str]], tokens: Rows, names: Sequence[str]) -> None:
         """Texts of each image; tokens float16 (U, L, D) of the different `names`, the empty one first."""
         numbers = {name: number for number, name in enumerate(names)}
         self._tokens = tokens
@@ -65,7 +66,7 @@ class Captions:
 
     def tokens(self, numbers: Tensor) -> Tensor:
         """The tokens of the captions of the given numbers, float16 (B, L, D), on the CPU."""
-        return torch.from_numpy(np.array(self._tokens[numbers.numpy()]))
+        return torch.from_numpy(self._tokens.take(numbers.numpy()))
 
 
 def sample_images(indices: Tensor, num_images: int) -> Tensor:
@@ -86,46 +87,6 @@ def digit_captions(labels: Tensor) -> list[list[str]]:
     return [of_digit[label] for label in labels.tolist()]
 
 
-def caption_file(image: Path) -> Path:
-    """Where the captions of an image lie: beside it, one a line."""
-    return image.with_suffix(".txt")
-
-
-def check_caption_files(path: str) -> None:
-    """Raises ValueError where some image below a folder has no caption file; opens none."""
-    for image in walk_images(Path(path).expanduser()):
-        if not caption_file(image).is_file():
-            raise _missing(image)
-
-
-def read_captions(images: Sequence[Path]) -> list[list[str]]:
-    """Captions of image files: the lines of `NAME.txt` beside each, blank ones left out.
-
-    Raises:
-        ValueError: a file is missing, not UTF-8, or holds no caption.
-    """
-    return [_read(image) for image in images]
-
-
-def _read(image: Path) -> list[str]:
-    path = caption_file(image)
-    try:
-        # Split at line ends alone: str.splitlines() also splits at characters within a caption.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise _missing(image) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the captions {path} cannot be read: {error}") from error
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
-        raise ValueError(f"the captions {path} are empty: write one a line")
-    return found
-
-
-def _missing(image: Path) -> ValueError:
-    return ValueError(f"{image} has no captions: {caption_file(image)} is missing")
-
-
 def load_captions(config: DataConfig, texts: list[list[str]], cache_dir: Path) -> Captions:
     """Captions of each image with their tokens, encoded where they are not cached yet.
 
@@ -140,11 +101,11 @@ def load_captions(config: DataConfig, texts: list[list[str]], cache_dir: Path) -
         ValueError: the encoder cannot be loaded, or makes tokens of other channels.
     """
     encoder = load_text_encoder(config)
-    names = ["", *sorted({text for own in texts for text in own} - {""})]
+    names = caption_names(texts)
     digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     path = cache_dir / f"captions-{digest}-{encoder.digest()}.npy"
     build_once(path, lambda temporary: _encode_all(names, encoder, config.text_channels, temporary))
-    return Captions(texts, np.load(path, mmap_mode="r"), names)
+    return Captions(texts, Rows.of_file(path), names)
 
 
 def _encode_all(names: list[str], encoder: TextEncoder, channels: int, path: Path) -> None:

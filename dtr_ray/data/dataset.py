@@ -3,44 +3,73 @@
 Shapes: N images, B batch, C channels, H = W = resolution.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from dtr_ray.data.captions import Captions
+from dtr_ray.data.rows import Rows
+
+
+class References(NamedTuple):
+    """What an extractor has found of a data set's images: files as `evaluation.references` writes them."""
+
+    statistics: Path
+    features: Path
 
 
 class ImageData:
-    """Images in memory or in a read-only memory map; the model sees pixels in [-1, 1].
+    """Images in memory or in read-only memory maps; the model sees pixels in [-1, 1].
 
     Attributes:
         labels: int64 (N,), in [0, num_classes); all 0 for unconditional data.
         num_classes: number of classes; 1 is unconditional.
         identity: name, resolution and content hash of the pixels, to key caches by.
         captions: what the images are called, where text conditions the model; None otherwise.
+        references: what was made of the images beforehand, by the extractor's name.
+        num_channels: channels of the pixels: 1 for gray, 3 for RGB.
     """
 
     captions: Captions | None = None
+    references: Mapping[str, References] = MappingProxyType({})
 
-    def __init__(self, pixels: np.ndarray, labels: Tensor, num_classes: int, identity: str) -> None:
-        assert pixels.dtype == np.uint8
-        assert pixels.shape[:1] == labels.shape
+    def __init__(
+        self, pixels: np.ndarray | Rows | None, labels: Tensor, num_classes: int, identity: str
+    ) -> None:
+        """Pixels uint8 (N, C, H, W), or None where those of RGB images are not kept."""
+        if isinstance(pixels, np.ndarray):
+            pixels = Rows.of_array(pixels)
+        if pixels is not None:
+            assert pixels.dtype == np.uint8
+            assert pixels.shape[:1] == labels.shape
         self._pixels = pixels
         self.labels = labels.to(torch.int64)
         self.num_classes = num_classes
         self.identity = identity
+        self.num_channels = 3 if pixels is None else pixels.shape[1]
 
     def __len__(self) -> int:
-        return len(self._pixels)
+        return len(self.labels)
 
     @property
-    def num_channels(self) -> int:
-        """Channels of the pixels: 1 for gray, 3 for RGB."""
-        return int(self._pixels.shape[1])
+    def has_pixels(self) -> bool:
+        """Whether `pixels` can be asked for."""
+        return self._pixels is not None
 
     def pixels(self, indices: Tensor) -> Tensor:
-        """The images of the given indices, int64 (B,), as uint8 (B, C, H, W)."""
-        return torch.from_numpy(np.array(self._pixels[indices.numpy()]))
+        """The images of the given indices, int64 (B,), as uint8 (B, C, H, W).
+
+        Raises:
+            ValueError: the images' latents alone are kept.
+        """
+        if self._pixels is None:
+            raise ValueError(f"the data {self.identity} keeps latents alone: there are no pixels to look at")
+        return torch.from_numpy(self._pixels.take(indices.numpy()))
 
     def batch(
         self, indices: Tensor, flip: Tensor | None = None, generator: torch.Generator | None = None

@@ -17,6 +17,8 @@ from torch import Tensor
 from dtr_ray.config import DataConfig
 from dtr_ray.data.cache import build_once, looks_local, write_npy
 from dtr_ray.data.dataset import ImageData, quantise
+from dtr_ray.data.rows import Rows
+from dtr_ray.data.weights import find_part, part_folder
 
 # Images that pass the VAE at once: 256 x 256 pixels take about 0.3 GB each.
 _CHUNK_IMAGES = 16
@@ -31,7 +33,8 @@ class LatentData(ImageData):
     between trials in pixels and in latents.
     """
 
-    def __init__(self, images: ImageData, latents: np.ndarray, vae: Any, scale: float) -> None:
+    def __init__(self, images: ImageData, latents: Rows, vae: Any, scale: float) -> None:
+        """Latents (N, [plain, flipped], [mean, std], C, h, w), raw; the second orientation may be missing."""
         super().__init__(images._pixels, images.labels, images.num_classes, images.identity)
         self._latents = latents
         self._vae = vae
@@ -48,8 +51,8 @@ class LatentData(ImageData):
             generator: a CPU generator for the posterior's noise.
         """
         side = torch.zeros_like(indices) if flip is None else flip.long()
-        posterior = torch.from_numpy(np.array(self._latents[indices.numpy(), side.numpy()]))
-        mean, std = posterior.unbind(1)
+        posterior = torch.from_numpy(self._latents.take(indices.numpy(), side.numpy()))
+        mean, std = posterior.float().unbind(1)
         if generator is None:
             return mean * self._scale
         return (mean + std * torch.randn(mean.shape, generator=generator)) * self._scale
@@ -76,7 +79,9 @@ def decode_latents(vae: Any, x: Tensor, scale: float, *, gray: bool = False) -> 
 
 def check_vae(vae: str) -> None:
     """Raises ValueError where `vae` names a local folder that is not a VAE's; a hub id is not looked up."""
-    if looks_local(vae) and not (Path(vae).expanduser() / "config.json").is_file():
+    if not looks_local(vae):
+        return
+    if not (part_folder(Path(vae).expanduser(), "vae") / "config.json").is_file():
         raise ValueError(f"data.vae {vae} is not a folder with an AutoencoderKL (it has no config.json)")
 
 
@@ -87,24 +92,28 @@ def load_latents(config: DataConfig, images: ImageData, cache_dir: Path) -> Late
         ValueError: the VAE cannot be loaded, or its latents are not of `config.sample_shape`.
     """
     vae = load_vae(config)
-    path = cache_dir / f"latents-{images.identity}-{_digest(vae)}.npy"
+    path = cache_dir / f"latents-{images.identity}-{vae_digest(vae)}.npy"
     build_once(path, lambda temporary: _encode_all(images, vae, config.sample_shape, temporary))
-    return LatentData(images, np.load(path, mmap_mode="r"), vae, config.latent_scale)
+    return LatentData(images, Rows.of_file(path), vae, config.latent_scale)
 
 
 def load_vae(config: DataConfig) -> Any:
     """The VAE that `config.vae` names, float32 and frozen; raises ValueError as `load_latents`."""
+    assert config.vae is not None
+    folder = find_part("vae", config.vae, "vae")
     # Imported here: diffusers takes seconds, and training on pixels does not need it.
     from diffusers import AutoencoderKL
 
-    assert config.vae is not None
-    folder = Path(config.vae).expanduser()
     # diffusers ships no types: its models are Any here.
     loader: Any = AutoencoderKL
     try:
-        vae = loader.from_pretrained(str(folder) if folder.exists() else config.vae)
-    except (OSError, ValueError) as error:
+        vae, report = loader.from_pretrained(str(folder), local_files_only=True, output_loading_info=True)
+    # Besides OSError and ValueError, broken files raise what their parsers do.
+    except Exception as error:
         raise ValueError(f"data.vae {config.vae} cannot be loaded as an AutoencoderKL: {error}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])[0]
+        raise ValueError(f"data.vae {config.vae} is no AutoencoderKL: it has no weights {missing}")
     vae = vae.float().eval().requires_grad_(False)
     channels, factor = vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
     found = (channels, config.resolution // factor, config.resolution // factor)
@@ -113,12 +122,32 @@ def load_vae(config: DataConfig) -> Any:
     return vae
 
 
-def _digest(vae: Any) -> str:
+def vae_digest(vae: Any) -> str:
+    """16 hex digits by a VAE's weights."""
     digest = hashlib.sha256()
     for name, weight in sorted(vae.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]
+
+
+def encode_images(vae: Any, pixels: Tensor, *, flip: bool = True) -> Tensor:
+    """The VAE's posterior of images: float32 (B, [plain, flipped], [mean, std], C, h, w) on its device.
+
+    Args:
+        vae: as `load_vae` gives it.
+        pixels: uint8 (B, 1 or 3, H, W); gray becomes RGB.
+        flip: with the mirrored images as second orientation; else there is one alone.
+    """
+    x = (pixels.to(vae.device).float() / 127.5 - 1).expand(-1, vae.config.in_channels, -1, -1)
+    with torch.no_grad():
+        sides = [
+            [vae.encode(part).latent_dist for part in torch.split(side, _CHUNK_IMAGES)]
+            for side in ((x, x.flip(-1)) if flip else (x,))
+        ]
+    return torch.stack(
+        [torch.cat([torch.stack([part.mean, part.std], 1) for part in parts]) for parts in sides], 1
+    )
 
 
 def _encode_all(images: ImageData, vae: Any, shape: tuple[int, int, int], path: Path) -> None:
@@ -129,9 +158,6 @@ def _encode_all(images: ImageData, vae: Any, shape: tuple[int, int, int], path: 
 
     def chunks() -> Iterator[np.ndarray]:
         for indices in torch.split(torch.arange(len(images)), _CHUNK_IMAGES):
-            x = ImageData.batch(images, indices).to(device).expand(-1, vae.config.in_channels, -1, -1)
-            sides = [vae.encode(side).latent_dist for side in (x, x.flip(-1))]
-            yield torch.stack([torch.stack([s.mean, s.std], 1) for s in sides], 1).cpu().numpy()
+            yield encode_images(vae, images.pixels(indices)).cpu().numpy()
 
-    with torch.no_grad():
-        write_npy(path, (len(images), 2, 2, *shape), np.float32, chunks())
+    write_npy(path, (len(images), 2, 2, *shape), np.float32, chunks())

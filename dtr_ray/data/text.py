@@ -19,8 +19,9 @@ from torch import Tensor
 from dtr_ray.config import DataConfig
 from dtr_ray.config.data import TEXT_TOKENS
 from dtr_ray.data.cache import looks_local
+from dtr_ray.data.hub import wanted_files
+from dtr_ray.data.weights import find_part, part_folder
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 # What decides the tokens beside the weights.
 _SETTINGS = ("hidden_act", "layer_norm_eps", "num_attention_heads")
 _CHUNK_CAPTIONS = 64
@@ -93,13 +94,12 @@ def check_text_encoder(config: DataConfig) -> None:
     if not looks_local(config.text_encoder):
         return
     what = f"data.text_encoder {config.text_encoder} is not a folder with a CLIP text model and its tokenizer"
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{what} (it has no config.json)")
-    if not any((folder / name).is_file() for name in _WEIGHTS):
-        raise ValueError(f"{what} (it has no {_WEIGHTS[0]})")
-    slow = ("vocab.json", "merges.txt")
-    if not (folder / "tokenizer.json").is_file() and not all((folder / name).is_file() for name in slow):
-        raise ValueError(f"{what} (it has neither tokenizer.json nor {' and '.join(slow)})")
+    files = [path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("*/*"))]
+    try:
+        wanted_files("text_encoder", files)
+    except ValueError as error:
+        raise ValueError(f"{what} ({error})") from error
+    folder = part_folder(folder, "text_encoder")
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -121,7 +121,7 @@ def load_text_encoder(config: DataConfig, export: Path | None = None) -> TextEnc
     name = config.text_encoder
     if export is None:
         check_text_encoder(config)
-        folders = [str(Path(name).expanduser()) if looks_local(name) else name] * 2
+        folders = [str(find_part("text_encoder", name, part)) for part in ("text_encoder", "tokenizer")]
     else:
         check_library()
         folders = [str(export / part) for part in ("text_encoder", "tokenizer")]
@@ -131,11 +131,11 @@ def load_text_encoder(config: DataConfig, export: Path | None = None) -> TextEnc
     # Any: the library's own types are worth little, and its names are loaded lazily.
     library: Any = transformers
     try:
-        with _quiet(library.utils.logging, downloads=not Path(folders[0]).is_dir()):
+        with _quiet(library.utils.logging):
             model, report = library.CLIPTextModel.from_pretrained(
-                folders[0], dtype=torch.float32, output_loading_info=True
+                folders[0], dtype=torch.float32, output_loading_info=True, local_files_only=True
             )
-            tokenizer = library.CLIPTokenizer.from_pretrained(folders[1])
+            tokenizer = library.CLIPTokenizer.from_pretrained(folders[1], local_files_only=True)
     # Besides OSError and ValueError, broken files raise what their parsers do.
     except Exception as error:
         raise ValueError(f"data.text_encoder {name} cannot be loaded as a CLIP model: {error}") from error
@@ -150,12 +150,11 @@ def load_text_encoder(config: DataConfig, export: Path | None = None) -> TextEnc
 
 
 @contextmanager
-def _quiet(logging: Any, *, downloads: bool) -> Iterator[None]:
-    """Without the library's table of weights that were left over, and its progress bars but for downloads."""
+def _quiet(logging: Any) -> Iterator[None]:
+    """Without the library's table of weights that were left over, and its progress bars."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    if not downloads:
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()
     try:
         yield
     finally:

@@ -3,12 +3,10 @@
 Shapes: B batch, C channels (1 or 3), D features. Always float32: half precision moves Inception's by 0.2.
 """
 
-import hashlib
-import shutil
-import urllib.request
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dtr_ray.data.cache import build_once, cache_dir
-
-# The TorchScript that clean-fid and StyleGAN2-ADA use.
-_INCEPTION_FILE = "inception-2015-12-05.pt"
-_INCEPTION_URL = (
-    f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{_INCEPTION_FILE}"
-)
-_INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-_DOWNLOAD_TIMEOUT_S = 60
+from dtr_ray.data.weights import Weights, find
 
 
 class Extractor(ABC):
@@ -35,11 +25,13 @@ class Extractor(ABC):
         name: as in the configuration; it is part of a metric's name and of cached statistics' keys.
         num_features: D.
         num_classes: K, of the classifier on top.
+        prepares_on_cpu: whether `prepare` is work for the CPU, wherever the network runs.
     """
 
     name: str
     num_features: int
     num_classes: int
+    prepares_on_cpu = False
     _chunk_images: int
 
     def __init__(self, device: torch.device | str) -> None:
@@ -47,8 +39,17 @@ class Extractor(ABC):
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features float32 (B, D), on its device, of uint8 images (B, C, H, W); gray becomes RGB."""
+        parts = torch.split(images, self._chunk_images)
+        return torch.cat([self.network(self.prepare(part)) for part in parts])
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """What `network` takes of a few uint8 images (B, C, H, W): resized, where that is done on the CPU."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"images are uint8 (B, 1 or 3, H, W); got {images.dtype} {tuple(images.shape)}")
+        return self._prepare(images.expand(-1, 3, -1, -1))
+
+    def network(self, prepared: Tensor) -> Tensor:
+        """Features float32 (B, D), on its device, of what `prepare` made of a few images."""
         cudnn = torch.backends.cudnn
         with (
             torch.no_grad(),
@@ -58,17 +59,24 @@ class Extractor(ABC):
                 enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
             ),
         ):
-            parts = torch.split(images, self._chunk_images)
-            return torch.cat([self._features(p.expand(-1, 3, -1, -1)) for p in parts])
+            return self._features(prepared)
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Probabilities of the classes, float32 (B, K), on its device, from features (B, D) that it gave."""
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             return self._logits(features.to(self._device, torch.float32)).softmax(1)
 
+    def _prepare(self, images: Tensor) -> Tensor:
+        """What `_features` takes of a few uint8 RGB images: themselves, unless overridden."""
+        return images
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's weights by name, to tell networks apart by; none where it has none."""
+        return {}
+
     @abstractmethod
-    def _features(self, images: Tensor) -> Tensor:
-        """Features of a few uint8 RGB images."""
+    def _features(self, prepared: Tensor) -> Tensor:
+        """Features of a few images, as `_prepare` left them."""
 
     @abstractmethod
     def _logits(self, features: Tensor) -> Tensor:
@@ -95,8 +103,13 @@ class EfficientNetLite0(Extractor):
         self._mean = torch.tensor([0.485, 0.456, 0.406], device=self._device).reshape(shape) * 255
         self._std = torch.tensor([0.229, 0.224, 0.225], device=self._device).reshape(shape) * 255
 
-    def _features(self, images: Tensor) -> Tensor:
-        x = images.to(self._device).float()
+    def weights(self) -> dict[str, Tensor]:
+        """As the base class says."""
+        found: dict[str, Tensor] = self._model.state_dict()
+        return found
+
+    def _features(self, prepared: Tensor) -> Tensor:
+        x = prepared.to(self._device).float()
         x = F.interpolate(x, self._image_size, mode="bilinear", align_corners=False, antialias=True)
         x = ((x - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
         features: Tensor = self._model.forward_head(self._model.forward_features(x), pre_logits=True)
@@ -117,6 +130,7 @@ class Inception(Extractor):
     name = "inception"
     num_features = 2048
     num_classes = 1008
+    prepares_on_cpu = True
     _chunk_images = 64
 
     def __init__(self, weights: Path, device: torch.device | str = "cpu") -> None:
@@ -135,13 +149,22 @@ class Inception(Extractor):
         self._layers: Any = network.eval().layers.to(memory_format=torch.channels_last)
         self._classifier: Tensor = network.output.weight
 
-    def _features(self, images: Tensor) -> Tensor:
-        pictures = images.permute(0, 2, 3, 1).cpu().numpy()
-        resized = torch.from_numpy(np.stack([self._resize(picture) for picture in pictures]))
+    def _prepare(self, images: Tensor) -> Tensor:
+        pictures = list(images.permute(0, 2, 3, 1).cpu().numpy())
+        # Pillow resizes without holding Python's lock.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            resized = torch.from_numpy(np.stack(list(pool.map(self._resize, pictures))))
+        return resized.pin_memory() if self._device.type == "cuda" else resized
+
+    def weights(self) -> dict[str, Tensor]:
+        """As the base class says."""
+        return {**self._layers.state_dict(), "output.weight": self._classifier}
+
+    def _features(self, prepared: Tensor) -> Tensor:
         # Rows of RGB pixels are channels_last already.
-        x = resized.to(self._device).permute(0, 3, 1, 2)
+        x = prepared.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
         features: Tensor = self._layers((x - 128) / 128)
-        return features.reshape(len(images), self.num_features)
+        return features.reshape(len(prepared), self.num_features)
 
     def _logits(self, features: Tensor) -> Tensor:
         # Without the bias, as the Inception score's authors (and the ADM evaluation) have it.
@@ -179,13 +202,7 @@ def inception_weights(path: str | None = None) -> Path:
     Raises:
         ValueError: the file is missing, is another one, or cannot be downloaded.
     """
-    if path is None:
-        return build_once(cache_dir() / _INCEPTION_FILE, _download_inception)
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ValueError(f"feature_weights {path} is no file; clean-fid's Inception is at {_INCEPTION_URL}")
-    _check_inception(file)
-    return file
+    return find(Weights("inception", path)).path
 
 
 def load_efficientnet_lite0() -> nn.Module:
@@ -208,29 +225,3 @@ def load_efficientnet_lite0() -> nn.Module:
             raise RuntimeError(f"the weights in {path} do not fit timm's model: {their_name} for {our_name}")
     model.load_state_dict({our_name: value for (our_name, _), (_, value) in pairs})
     return model.eval().requires_grad_(False)
-
-
-def _download_inception(path: Path) -> None:
-    try:
-        with (
-            urllib.request.urlopen(_INCEPTION_URL, timeout=_DOWNLOAD_TIMEOUT_S) as response,
-            path.open("wb") as file,
-        ):
-            shutil.copyfileobj(response, file)
-    except OSError as error:
-        raise ValueError(
-            f"the Inception weights cannot be downloaded ({error}). Put the file from {_INCEPTION_URL} "
-            f"at {cache_dir() / _INCEPTION_FILE}, or name a copy in evaluation.feature_weights, "
-            f"or choose evaluation.features: {EfficientNetLite0.name}, which needs no download"
-        ) from error
-    _check_inception(path)
-
-
-def _check_inception(path: Path) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != _INCEPTION_SHA256:
-        raise ValueError(
-            f"{path} is not clean-fid's Inception (SHA-256 {found}, not {_INCEPTION_SHA256}): "
-            f"get it again from {_INCEPTION_URL}"
-        )

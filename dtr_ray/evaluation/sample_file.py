@@ -1,11 +1,15 @@
 """SampleFile: samples on disk in the format that the ADM evaluation reads."""
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import IO, Self
 
 import numpy as np
+import torch
 from numpy.lib import format as npy_format
 from torch import Tensor
 
@@ -56,3 +60,43 @@ class SampleFile:
                 self._partial.replace(self._path)
         finally:
             self._partial.unlink(missing_ok=True)
+
+
+class SampleParts:
+    """Blocks of samples on disk, from any worker in any order, that become a `SampleFile` in the end.
+
+    Can be pickled for other processes; the folder is the caller's to remove.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """In a folder that all workers see: empty at first, or absent."""
+        self._folder = folder
+
+    @classmethod
+    @contextmanager
+    def beside(cls, path: Path) -> Iterator[Self]:
+        """In a folder beside the file that they are for, which is gone in the end."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            yield cls(Path(folder))
+
+    def part(self, name: str) -> Self:
+        """Others, in a folder below."""
+        return type(self)(self._folder / name)
+
+    def write(self, indices: Tensor, images: Tensor) -> None:
+        """Samples of consecutive numbers, int64 (B,), uint8 (B, 1 or 3, H, W)."""
+        self._folder.mkdir(exist_ok=True)
+        np.save(self._folder / f"{int(indices[0]):012}.npy", images.cpu().numpy())
+
+    def join(self, path: Path, labels: Tensor) -> None:
+        """Writes the `.npz` of all samples, in order; labels int64 (N,)."""
+        with SampleFile(path, labels) as file:
+            for images in self.read():
+                file.add(images)
+
+    def read(self) -> Iterator[Tensor]:
+        """Their images, uint8 (B, 1 or 3, H, W), in order; what was read is gone from the disk."""
+        for path in sorted(self._folder.glob("*.npy")):
+            yield torch.from_numpy(np.load(path))
+            path.unlink()

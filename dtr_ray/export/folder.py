@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from dtr_ray.export.trained import TrainedModel, build_pipeline, open_model
 from dtr_ray.training.state import CONFIG_FILE
 
 GRID_FILE = "samples.png"
+FIGURES_FILE = "figures.json"
 
 _README = """\
 ---
@@ -53,6 +55,7 @@ def export_model(
     name: str = "DTR",
     facts: Mapping[str, str | float] | None = None,
     grid: Path | None = None,
+    figures: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a diffusers pipeline with the averaged weights, the configuration, a model card and a grid.
 
@@ -62,6 +65,7 @@ def export_model(
         name: the model's, for its card.
         facts: what else the card tells: metrics, where the model comes from.
         grid: a picture of samples to put beside; default: drawn with the exported pipeline.
+        figures: what was measured and how (metrics, protocol), written to `figures.json`.
 
     Returns:
         `folder`.
@@ -84,6 +88,8 @@ def export_model(
         count = min(trained.config.evaluation.grid_images, trained.config.evaluation.num_samples)
         images = (pipeline(num_images=count, output_type="pt").images * 255).round().to(torch.uint8)
         save_grid(images, temporary / GRID_FILE, grid_columns(count, trained.config.data.classes))
+    if figures is not None:
+        (temporary / FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     card = _model_card(trained, name, facts or {}, pipeline.config.prompts)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

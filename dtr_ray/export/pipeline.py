@@ -25,6 +25,7 @@ from dtr_ray.data.latents import decode_latents
 from dtr_ray.data.text import TextEncoder
 from dtr_ray.diffusion.drawing import draw
 from dtr_ray.diffusion.noise import noise_schedule
+from dtr_ray.evaluation.blocks import BLOCK_IMAGES
 from dtr_ray.evaluation.evaluate import sample_labels
 from dtr_ray.export.model import DTRModel
 
@@ -40,7 +41,6 @@ _LOADER = '''\
 
 from dtr_ray.export.pipeline import DTRPipeline  # noqa: F401
 '''
-_BATCH_IMAGES = 250
 
 
 class DTRPipeline(DiffusionPipeline):
@@ -117,7 +117,7 @@ class DTRPipeline(DiffusionPipeline):
         first_index: int = 0,
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
-        batch_size: int = _BATCH_IMAGES,
+        batch_size: int = BLOCK_IMAGES,
         output_type: Literal["pil", "np", "pt"] = "pil",
         return_dict: bool = True,
     ) -> Any:
@@ -132,7 +132,7 @@ class DTRPipeline(DiffusionPipeline):
             first_index: number of the first sample.
             guidance_scale: 1 is none; default: the trained configuration's, as for the steps.
             num_inference_steps: in [1, T].
-            batch_size: images at once; changes no image.
+            batch_size: images at once; another than evaluation's changes images by rounding, if at all.
             output_type: `pil`; `np`, float (n, H, W, C); or `pt`, float (n, C, H, W); both in [0, 1].
             return_dict: an object with `images`, or a tuple.
 

@@ -62,6 +62,17 @@ def find_model(path: Path) -> Path:
     raise ValueError(f"{path} {what}: give a checkpoint, an export, or the folder of a trial or sweep")
 
 
+def read_config(folder: Path) -> TrialConfig:
+    """The configuration of the model in a folder that `find_model` found.
+
+    Raises:
+        ValueError: it has none, or one that cannot be read.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"{folder} has no {CONFIG_FILE}, the configuration that its model was trained with")
+    return TrialConfig.load(folder / CONFIG_FILE)
+
+
 def open_model(path: Path, device: torch.device | str = "cpu") -> TrainedModel:
     """Reads a model from any folder that `find_model` knows.
 
@@ -69,9 +80,7 @@ def open_model(path: Path, device: torch.device | str = "cpu") -> TrainedModel:
         ValueError: there is no model, or its weights do not fit its configuration.
     """
     folder = find_model(path)
-    if not (folder / CONFIG_FILE).is_file():
-        raise ValueError(f"{folder} has no {CONFIG_FILE}, the configuration that its model was trained with")
-    config = TrialConfig.load(folder / CONFIG_FILE)
+    config = read_config(folder)
     if (folder / INDEX_FILE).is_file():
         kind: Any = EXPORTED[config.model.family]
         model: DTRModel = kind.from_pretrained(folder / "transformer", low_cpu_mem_usage=False)

@@ -3,11 +3,12 @@
 import json
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtr_ray.config import SweepConfig, TrialConfig
+from dtr_ray.config.protocol import protocol_of
 from dtr_ray.service.mlflow_client import connect, sqlite_path
 from dtr_ray.service.tracking import default_tracking_uri
 
@@ -36,6 +37,8 @@ class BestTrial:
     tracking_uri: str
     folder: Path
     """The sweep's, or where its would be."""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    """What the value measures; empty where the records are from before that was kept."""
 
     @property
     def experiment(self) -> str:
@@ -76,6 +79,7 @@ def best_in_folder(folder: Path) -> BestTrial:
         sweep=sweep,
         tracking_uri=sweep.tracking.uri or default_tracking_uri(folder.parent),
         folder=folder,
+        protocol=found.get("protocol", {}),
     )
 
 
@@ -108,9 +112,10 @@ def best_in_experiment(name: str, root: Path) -> BestTrial:
     parent = sweeps[run.data.tags[_PARENT]]
     checkpoint = run.data.tags.get("dtr_ray.checkpoint")
     sweep = SweepConfig.model_validate(_artifact(client, parent, "sweep.json"))
+    config = TrialConfig.from_dict(_artifact(client, run, "trial.json"))
     return BestTrial(
         trial_id=run.data.tags["dtr_ray.trial_id"],
-        config=TrialConfig.from_dict(_artifact(client, run, "trial.json")),
+        config=config,
         metric=parent.data.tags["dtr_ray.metric"],
         value=value,
         step=step,
@@ -119,6 +124,7 @@ def best_in_experiment(name: str, root: Path) -> BestTrial:
         sweep=sweep,
         tracking_uri=uri,
         folder=root / sweep.name,
+        protocol=protocol_of(config) if "dtr_ray.protocol" in run.data.tags else {},
     )
 
 

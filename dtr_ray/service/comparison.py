@@ -1,28 +1,27 @@
-"""Comparing the methods of a sweep over seeds: trials that differ in `training.seed` alone are one row.
+"""Comparing the methods of sweeps over seeds: trials that differ in `training.seed` alone are one row.
 
-Reads the journal alone, so that a sweep can be looked at while it runs.
+Reads the journals alone, so that a sweep can be looked at while it runs. Figures of different protocols
+(dtr_ray.config.protocol) never share a table.
 """
 
-import csv
-import io
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
 from dtr_ray.config import SweepConfig
 from dtr_ray.config.errors import shown, suggestion
+from dtr_ray.config.protocol import Protocol, describe, differences, groups
 from dtr_ray.config.space import Scalar, target
 from dtr_ray.service.journal import TrialRecord, read_events, replay
-from dtr_ray.service.names import describe_params, short_names, short_value
+from dtr_ray.service.names import describe_params, short_names
 
 SEED = "training.seed"
+SWEEP = "sweep"
+"""Heading of the sweep that a trial is of, where there are several."""
 # All others are distances, losses and times; the names may go on with a number of samples.
 _HIGHER_IS_BETTER = ("is_", "precision_", "recall_")
 
@@ -75,39 +74,122 @@ class Comparison:
     baseline: Row | None
     names: dict[str, str]
     """Headings of the searched parameters by dotted name, the seed apart."""
+    protocol: Protocol
+    """What the values measure; empty in records from before that was kept."""
 
 
 def compare_trials(
     folder: Path, metric: str | None = None, baseline: dict[str, Scalar] | None = None, at: str = "best"
 ) -> Comparison:
-    """Groups the trials of a sweep, finished or running.
+    """The one table of `compare_sweeps` for one sweep."""
+    return compare_sweeps([folder], metric, baseline, at)[0]
+
+
+def compare_sweeps(
+    folders: Sequence[Path],
+    metric: str | None = None,
+    baseline: dict[str, Scalar] | None = None,
+    at: str = "best",
+    *,
+    mixed: bool = False,
+) -> list[Comparison]:
+    """Groups the trials of sweeps, finished or running; in several sweeps, each by itself.
 
     Only completed trials count: those stopped early have trained for less.
 
     Args:
-        folder: the sweep's.
-        metric: one that its trials report; default: what it minimises.
-        baseline: searched parameters by dotted name, that fit one row alone; None compares with none.
+        folders: the sweeps'.
+        metric: one that the trials report; default: what each sweep minimises.
+        baseline: searched parameters (and `sweep`) by dotted name, that fit one row alone; None compares
+            with none.
         at: `best`, each trial's best value, by which the sweep ranks; or `last`, that of its last step.
+        mixed: make one table for each protocol, instead of refusing figures of several.
 
     Raises:
-        ValueError: there is no sweep, no such metric, or not one such row.
+        ValueError: there is no sweep, no such metric, not one such row, or more than one protocol.
     """
+    found = [_read(folder, metric, several=len(folders) > 1) for folder in folders]
+    records = [each for sweep in found for each in sweep.records]
+    names = short_names(dict.fromkeys(key for sweep in found for key in sweep.names))
+    wanted = {sweep.metric for sweep in found}
+    for name in wanted:
+        _check_metric(name, records)
+    measured = [
+        (name, protocol)
+        for name in sorted(wanted)
+        for protocol in groups(p for r in records for p in _protocols(r, name)) or [{}]
+    ]
+    if len(measured) > 1 and not mixed:
+        raise ValueError(_refusal([protocol for _, protocol in measured]))
+    tables = []
+    for name, protocol in measured:
+        own = [_only(record, name, protocol) for record in records] if len(measured) > 1 else records
+        rows = _rows([record for record in own if record.reports or len(measured) == 1], name, at)
+        tables.append(_compared(Comparison(name, at, rows, None, names, protocol), baseline, mixed))
+    if baseline is not None and all(table.baseline is None for table in tables):
+        _find([row for table in tables for row in table.rows], baseline, names)
+    return tables
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """What is compared of one sweep."""
+
+    metric: str
+    names: list[str]
+    records: list[TrialRecord]
+
+
+def _read(folder: Path, metric: str | None, *, several: bool) -> _Sweep:
     if not (folder / "sweep.json").is_file() or not (folder / "journal.jsonl").is_file():
         raise ValueError(f"{folder} is not the folder of a sweep: it has no sweep.json and journal.jsonl")
     config = SweepConfig.model_validate_json((folder / "sweep.json").read_text(encoding="utf-8"))
     records = list(replay(read_events(folder / "journal.jsonl")).values())
-    metric = metric or config.objective
-    _check_metric(metric, records)
-    names = short_names(key for key in config.space if target(key) != SEED)
-    rows = _rows(records, metric, at)
-    found = None if baseline is None else _find(rows, baseline, names)
-    if found is not None:
-        for row in rows:
-            row.difference = None if row is found else _difference(row, found)
-    sign = -1 if _rises(metric) else 1
+    names = [key for key in config.space if target(key) != SEED]
+    if several:
+        records = [replace(record, params={SWEEP: str(folder), **record.params}) for record in records]
+        names = [SWEEP, *names]
+    return _Sweep(metric or config.objective, names, records)
+
+
+def _protocols(record: TrialRecord, metric: str) -> list[Protocol]:
+    """What the trial's values of a metric measure."""
+    return [record.protocols.get(s, {}) for s, values in record.reports.items() if s and metric in values]
+
+
+def _only(record: TrialRecord, metric: str, protocol: Protocol) -> TrialRecord:
+    """The trial with its values of one protocol alone."""
+    reports = {
+        step: values
+        for step, values in record.reports.items()
+        if metric in values and not differences(record.protocols.get(step, {}), protocol)
+    }
+    return replace(record, reports=reports)
+
+
+def _refusal(protocols: Sequence[Protocol]) -> str:
+    """Why figures of these protocols are not compared."""
+    first, *others = protocols
+    why = "; ".join(dict.fromkeys(text for other in others for text in differences(other, first)))
+    kinds = "".join(f"\n  {describe(protocol)}" for protocol in protocols)
+    what = f"the figures are of {len(protocols)} protocols, which do not compare ({why})"
+    return f"{what}: --mixed makes a table of each{kinds}"
+
+
+def _compared(comparison: Comparison, baseline: dict[str, Scalar] | None, mixed: bool) -> Comparison:
+    """Ranked, and set against the baseline; where there are several tables, in those that have it."""
+    rows, found = comparison.rows, None
+    if baseline is not None:
+        try:
+            found = _find(rows, baseline, comparison.names)
+        except ValueError:
+            if not mixed:
+                raise
+    for row in rows:
+        row.difference = None if found is None or row is found else _difference(row, found)
+    sign = -1 if rises(comparison.metric) else 1
     rows.sort(key=lambda row: math.inf if row.mean is None else sign * row.mean)
-    return Comparison(metric, at, rows, found, names)
+    return replace(comparison, baseline=found)
 
 
 def _rows(records: Sequence[TrialRecord], metric: str, at: str) -> list[Row]:
@@ -118,13 +200,14 @@ def _rows(records: Sequence[TrialRecord], metric: str, at: str) -> list[Row]:
         row.statuses[record.status] += 1
         reported = {step: v[metric] for step, v in record.reports.items() if step and metric in v}
         if record.status == "completed" and reported:
-            best = max if _rises(metric) else min
+            best = max if rises(metric) else min
             value = reported[max(reported)] if at == "last" else best(reported.values())
             row.values.setdefault(record.params.get(SEED), []).append(value)
     return list(rows.values())
 
 
-def _rises(metric: str) -> bool:
+def rises(metric: str) -> bool:
+    """Whether a metric is better the higher it is."""
     return metric.startswith(_HIGHER_IS_BETTER)
 
 
@@ -167,98 +250,3 @@ def _difference(row: Row, baseline: Row) -> Difference | None:
 
 def _standard_error(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-
-
-def comparison_table(comparison: Comparison) -> Table:
-    """The comparison for a terminal."""
-    which = "last value" if comparison.at == "last" else "best value of each trial"
-    table = Table(
-        title=f"{comparison.metric} ({which}), mean over seeds",
-        title_justify="left",
-        title_style="bold",
-        caption=_caption(comparison),
-        caption_justify="left",
-        box=box.SIMPLE,
-    )
-    widths = [
-        max(map(len, cells))
-        for cells in zip(*(_cells(comparison, row) for row in comparison.rows), strict=True)
-    ]
-    for number, (heading, width) in enumerate(zip(_headings(comparison), widths, strict=True)):
-        # On a narrow terminal names are folded, and figures stay whole.
-        folds = number < len(comparison.names) or heading == "trials"
-        least = len(heading) if folds else max(len(heading), width)
-        table.add_column(heading, overflow="fold", no_wrap=not folds, min_width=least)
-    for row in comparison.rows:
-        table.add_row(*_cells(comparison, row), style="bold" if row is comparison.baseline else None)
-    return table
-
-
-def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Writes `compare.csv`, with every digit, and `compare.md`, a Markdown table; returns their paths."""
-    text = io.StringIO(newline="")
-    statistics_ = ["n", "mean", "standard_error", "difference", "difference_error", "difference_pairs"]
-    writer = csv.writer(text)
-    writer.writerow([*comparison.names, *statistics_, "baseline", "trials"])
-    for row in comparison.rows:
-        gap = row.difference
-        figures = [len(row.all_values), row.mean, row.error]
-        figures += [None] * 3 if gap is None else [gap.mean, gap.error, gap.num_pairs]
-        params = [row.params.get(name, "") for name in comparison.names]
-        writer.writerow([*params, *figures, int(row is comparison.baseline), _counts(row)])
-    lines = [_headings(comparison), ["---"] * len(_headings(comparison))]
-    lines += [_cells(comparison, row) for row in comparison.rows]
-    markdown = "".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines
-    )
-    title = f"{comparison.metric}, {comparison.at} value of each trial.\n{_caption(comparison)}\n\n"
-    paths = []
-    for name, content in (("compare.csv", text.getvalue()), ("compare.md", title + markdown)):
-        path = folder / name
-        temporary = path.with_suffix(f"{path.suffix}.tmp")
-        temporary.write_text(content, encoding="utf-8", newline="")
-        temporary.replace(path)
-        paths.append(path)
-    return paths
-
-
-def _caption(comparison: Comparison) -> str:
-    better = "higher" if _rises(comparison.metric) else "smaller"
-    text = f"The {better} the better; completed trials alone; ± is one standard error."
-    if comparison.baseline is not None:
-        base = describe_params(comparison.baseline.params, comparison.names) or "the only row"
-        text += f" Differences are to {base}, seed by seed where both have it (pairs)."
-    return text
-
-
-def _headings(comparison: Comparison) -> list[str]:
-    gap = ["difference", "pairs"] if comparison.baseline is not None else []
-    return [*comparison.names.values(), "mean", "± se", "n", *gap, "trials"]
-
-
-def _cells(comparison: Comparison, row: Row) -> list[str]:
-    params = [short_value(row.params.get(name, "")) for name in comparison.names]
-    gap = list(_gap(comparison, row)) if comparison.baseline is not None else []
-    return [*params, _number(row.mean), _number(row.error, 2), str(len(row.all_values)), *gap, _counts(row)]
-
-
-def _gap(comparison: Comparison, row: Row) -> Iterator[str]:
-    if row is comparison.baseline:
-        yield from ("baseline", "")
-    elif row.difference is None:
-        yield from ("", "")
-    else:
-        error = "" if row.difference.error is None else f" ± {_number(row.difference.error, 2)}"
-        yield f"{row.difference.mean:+.3g}{error}"
-        yield str(row.difference.num_pairs)
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "" if value is None else f"{value:.{digits}g}"
-
-
-def _counts(row: Row) -> str:
-    """How the row's trials stand: `3 completed, 1 running`."""
-    words = {"pruned": "stopped early"}
-    order = ("completed", "pruned", "failed", "running")
-    return ", ".join(f"{row.statuses[s]} {words.get(s, s)}" for s in order if row.statuses[s])

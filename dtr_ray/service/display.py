@@ -14,7 +14,7 @@ from rich.text import Text
 
 from dtr_ray.service.attempts import read_heartbeat
 from dtr_ray.service.journal import TrialRecord
-from dtr_ray.service.names import describe_params, short_names, short_value
+from dtr_ray.service.names import describe_params, figure, short_names, short_value
 from dtr_ray.service.state import Happening, SweepState
 
 _STYLES = {"running": "cyan", "completed": "green", "pruned": "yellow", "failed": "red"}
@@ -68,7 +68,8 @@ class Display:
 
     def _reported(self, trial: TrialRecord) -> str:
         step, total = trial.last_step, self._num_steps(trial)
-        value = f"{self._state.metric} {trial.reports[step][self._state.metric]:.4g}"
+        metric = self._state.evaluation.metric_at(step)
+        value = f"{metric} {figure(trial.reports[step], metric)}"
         if step == 0:
             return f"{value} before the first step"
         left = self._trial_seconds_left(trial, step)
@@ -91,6 +92,8 @@ class Display:
         for record in records[-_MAX_ROWS:]:
             table.add_row(*self._row(record))
         table.caption = f"{metric} is {self._state.metric}, the smaller the better"
+        proxy = self._state.evaluation.proxy_metric
+        table.caption += "" if proxy is None else f"; in brackets {proxy}, which is never the best"
         if len(records) > _MAX_ROWS:
             table.caption += f"; {len(records) - _MAX_ROWS} trials before are not shown"
         return table
@@ -103,14 +106,22 @@ class Display:
             step = max(step, heartbeat.get("step", 0))
             phase = heartbeat.get("phase", "starting")
             left = self._trial_seconds_left(record, step)
-        best, leader = record.best(self._state.metric), self._state.best()
-        value = Text("" if best is None else f"{best[1]:.4g}")
+        leader = self._state.best()
+        value = Text(self._value(record))
         if leader is not None and leader[0] is record:
             value.stylize("bold green")
         cells = [short_value(record.params.get(name, "")) for name in self._names]
         bar = ProgressBar(total=total, completed=step, width=_BAR_WIDTH)
         state = Text(phase, _STYLES[record.status])
         return [record.trial_id, *cells, f"{step}/{total}", bar, clock(left) if left else "", value, state]
+
+    def _value(self, record: TrialRecord) -> str:
+        """The trial's best value; that of the proxy in brackets, until it has another."""
+        best, proxy = record.best(self._state.metric), self._state.evaluation.proxy_metric
+        if best is None and proxy is not None:
+            cheaper = record.best(proxy)
+            return "" if cheaper is None else f"({cheaper[1]:.4g})"
+        return "" if best is None else f"{best[1]:.4g}"
 
     def _summary(self) -> str:
         records = list(self._state.trials.values())

@@ -8,7 +8,7 @@ wait there for the next trial, since to start them takes longer than many a tria
 
 import asyncio
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -92,8 +92,11 @@ class Workers:
         *,
         start_from: Path | None = None,
         evaluate_untrained: bool = False,
+        weights: Sequence[dict[str, Any]] = (),
     ) -> Generator[Report]:
         """Trains one trial, yielding its reports; closing the generator stops it where it is.
+
+        `weights` are as for `run_worker`.
 
         Raises what a worker's training raised, or WorkersLostError.
         """
@@ -104,6 +107,7 @@ class Workers:
             "trial_id": trial_id,
             "start_from": None if start_from is None else str(start_from),
             "evaluate_untrained": evaluate_untrained,
+            "weights": list(weights),
         }
         self._wait_free()
         self._free = False
@@ -159,12 +163,18 @@ def run_on_train(
     *,
     start_from: Path | None = None,
     evaluate_untrained: bool = False,
+    weights: Sequence[dict[str, Any]] = (),
 ) -> Generator[Report]:
     """Trains one trial with workers of its own, yielding its reports; errors as of `Workers.train`."""
     workers = Workers(trial_id, sweep_folder / ".ray" / "train", resources)
     timeout_s = _STOP_TIMEOUT_S
     reports = workers.train(
-        config, sweep_folder, trial_id, start_from=start_from, evaluate_untrained=evaluate_untrained
+        config,
+        sweep_folder,
+        trial_id,
+        start_from=start_from,
+        evaluate_untrained=evaluate_untrained,
+        weights=weights,
     )
     try:
         with closing(reports):
@@ -251,6 +261,7 @@ def _work(settings: dict[str, Any]) -> None:
             use_gpu=settings["use_gpu"],
             start_from=Path(task["start_from"]) if task["start_from"] else None,
             evaluate_untrained=task["evaluate_untrained"],
+            weights=task["weights"],
         )
         with closing(reports):
             for report in reports:

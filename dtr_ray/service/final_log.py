@@ -33,15 +33,18 @@ class FinalLog:
         self._writer.artifact((trial_folder / "trial.json").relative_to(folder).as_posix())
         self._tracker.start()
 
-    def finish(self, export: Path, metric: str, value: float) -> dict[str, Any]:
+    def finish(self, export: Path, metric: str, value: float, protocol: str) -> dict[str, Any]:
         """Ends the run and registers the export; returns the ids and names that MLflow gave them.
+
+        `protocol` is what the value measures, in words.
 
         Where MLflow does not answer, or does not know the sweep, the model stays unregistered, and `reason`
         says why: a finished training is not lost for that.
         """
         if self._lineage is None:
             self._lineage = _lineage_or_none(self._best)
-        self._writer.tags({"dtr_ray.status": "completed", **self._lineage_tags()})
+        tags = {"dtr_ray.status": "completed", "dtr_ray.protocol": protocol}
+        self._writer.tags({**tags, **self._lineage_tags()})
         self._writer.end("FINISHED")
         waiting = self._close(_TIMEOUT_S)
         run_id = self._tracker.run_id(RUN_KEY)

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from dtr_ray.config import TrialConfig, override
+from dtr_ray.config.protocol import describe, differences
 from dtr_ray.config.sweep import ResourcesConfig
 from dtr_ray.export.folder import export_model
 from dtr_ray.export.trained import EXPORT_FOLDER
 from dtr_ray.service import cluster
 from dtr_ray.service.best import BestTrial
 from dtr_ray.service.distributed_trial import run_on_train
+from dtr_ray.service.fetching import settled
 from dtr_ray.service.final_log import RUN_KEY, FinalLog
+from dtr_ray.service.names import with_error
 from dtr_ray.service.progress import TrainingProgress
 from dtr_ray.service.trial import reason_of
 from dtr_ray.training import Report
@@ -97,8 +100,9 @@ def run_final(run: FinalRun, *, resume: bool) -> dict[str, Any]:
             name=run.best.sweep.name,
             facts=_facts(result),
             grid=run.trial_folder / report.grid,
+            figures={"step": report.step, "metrics": report.metrics, "protocol": report.protocol},
         )
-        result["mlflow"] = log.finish(folder, result["metric"], result["value"])
+        result["mlflow"] = log.finish(folder, result["metric"], result["value"], describe(report.protocol))
     except KeyboardInterrupt:
         log.stop("KILLED", "interrupted")
         raise
@@ -115,11 +119,15 @@ def run_final(run: FinalRun, *, resume: bool) -> dict[str, Any]:
 def _train(run: FinalRun) -> Report:
     """Trains to the end; returns the last report."""
     last: Report | None = None
-    metric = run.config.evaluation.metric
     reports = run_on_train(
-        run.config, run.folder.resolve(), RUN_KEY, run.resources, start_from=run.start_from
+        run.config,
+        run.folder.resolve(),
+        RUN_KEY,
+        run.resources,
+        start_from=run.start_from,
+        weights=settled(run.config),
     )
-    shown = TrainingProgress(run.trial_folder, run.config.training.num_steps, metric)
+    shown = TrainingProgress(run.trial_folder, run.config.training.num_steps, run.config.evaluation)
     with shown as progress, closing(reports):
         for last in reports:
             progress.report(last)
@@ -133,6 +141,8 @@ def _result(run: FinalRun, report: Report) -> dict[str, Any]:
     return {
         "metric": metric,
         "value": report.metrics[metric],
+        "standard_error": report.metrics.get(f"{metric}_stderr"),
+        "protocol": report.protocol,
         "num_samples": run.config.evaluation.num_samples,
         "step": report.step,
         "train_seconds": report.metrics["train_seconds"],
@@ -146,6 +156,9 @@ def _result(run: FinalRun, report: Report) -> dict[str, Any]:
             "trial_metric": best.metric,
             "trial_value": best.value,
             "trial_step": best.step,
+            "trial_protocol": best.protocol,
+            # Why the two figures do not compare; empty where they do.
+            "measured_otherwise": differences(report.protocol, best.protocol),
             "from_checkpoint": None if run.start_from is None else str(run.start_from),
         },
     }
@@ -156,8 +169,10 @@ def _facts(result: dict[str, Any]) -> dict[str, str | float]:
     lineage = result["lineage"]
     origin = f"trial {lineage['trial_id']} of the sweep {lineage['sweep']}"
     found = f"{lineage['trial_metric']} {lineage['trial_value']:.4g} at step {lineage['trial_step']:,}"
+    found += ", of another protocol: the two do not compare" if lineage["measured_otherwise"] else ""
     return {
         "steps": f"{result['step']:,}",
-        result["metric"]: result["value"],
+        result["metric"]: with_error(result["value"], result["standard_error"]),
+        "measured": describe(result["protocol"]),
         "configuration": f"{origin} ({found})",
     }

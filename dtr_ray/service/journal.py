@@ -6,8 +6,9 @@ JSON object with `event` and `time` (Unix time in seconds):
 | event | the rest |
 | --- | --- |
 | `start`, `stop` | of a process that runs the sweep |
+| `protocol` | `protocol`, `proxy` (or null): what the figures measure, the images as the driver found them |
 | `trial` | `id`, `number`, `params`: suggested |
-| `report` | `id`, `step`, `metrics`, `checkpoint`, `wall_s`, `stop`: why early stopping ends it, or null |
+| `report` | `id`, `step`, `metrics`, `protocol`, `checkpoint`, `wall_s`, `stop`: why it is stopped, or null |
 | `end` | `id`, `status`, `reason`, `wall_s` |
 | `give_up` | `reason`: too many trials have failed |
 | `done` | every trial has ended, and the results are written |
@@ -36,6 +37,8 @@ class TrialRecord:
     """Every reported metric, by training step."""
     checkpoints: dict[int, str] = field(default_factory=dict)
     """Checkpoint folders relative to the trial's, by training step."""
+    protocols: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """What the figures of each training step measure; empty in journals from before that was kept."""
     wall_s: float = 0.0
     """Seconds that it held its resources, as far as its reports and its end tell."""
 
@@ -104,6 +107,7 @@ def apply(trials: dict[str, TrialRecord], event: dict[str, Any]) -> None:
         trial = trials[event["id"]]
         trial.reports[event["step"]] = event["metrics"]
         trial.checkpoints[event["step"]] = event["checkpoint"]
+        trial.protocols[event["step"]] = event.get("protocol", {})
         trial.wall_s = event["wall_s"]
         if event["stop"]:
             trial.status, trial.reason = "pruned", event["stop"]

@@ -1,4 +1,4 @@
-"""Short names of searched parameters, for tables and lines."""
+"""Short names of searched parameters, and figures in words, for tables and lines."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -26,3 +26,13 @@ def short_value(value: Any) -> str:
 def describe_params(params: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """Parameters in one line: `alpha 4, beta 0.8, weighting min_snr`."""
     return ", ".join(f"{names[name]} {short_value(value)}" for name, value in params.items())
+
+
+def figure(values: Mapping[str, float], metric: str) -> str:
+    """A metric's value in a report, with its standard error where that is known: `12.34 ± 0.56`."""
+    return with_error(values[metric], values.get(f"{metric}_stderr"))
+
+
+def with_error(value: float, error: float | None) -> str:
+    """`12.34 ± 0.56`, or the value alone."""
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dtr_ray.config import SweepConfig
+from dtr_ray.config.protocol import Protocol, describe, protocol_of
 from dtr_ray.config.space import Choice, Integer, LogUniform, Parameter, Quantised, Uniform
-from dtr_ray.config.sweep import ASHAStopping
+from dtr_ray.config.sweep import ASHAStopping, MedianStopping
 from dtr_ray.models import build_model
 from dtr_ray.service import cluster
 from dtr_ray.service.stopping import rungs
@@ -108,9 +109,55 @@ def _rows(config: SweepConfig, plan: Plan, folder: Path, machines: str) -> Itera
     sampling = f"{trial.sampling.sampler}, {trial.sampling.num_steps} steps"
     samples = f"{trial.evaluation.num_samples:,} samples ({sampling})"
     yield "evaluations", f"{plan.max_evaluations:,} at most, of {samples}"
+    yield from _proxy_rows(config)
+    yield "measured", describe(protocol_of(trial))
     yield "storage", f"{plan.storage_gb:.2g} GB of checkpoints in {folder}"
     yield "budget", _describe_budget(config)
     yield "MLflow", config.tracking.uri or default_tracking_uri(folder.parent)
+
+
+def _proxy_rows(config: SweepConfig) -> Iterator[tuple[str, str]]:
+    """What early evaluations report instead, what that decides, and what it saves."""
+    trial, proxy = config.trial, config.trial.evaluation.proxy
+    if proxy is None:
+        return
+    full, cheap = (protocol_of(trial, proxy=which) for which in (False, True))
+    cost = passes(cheap) / passes(full)
+    steps = evaluation_steps(config)
+    num_proxies = sum(map(trial.evaluation.is_proxy, steps))
+    saved = num_proxies * (1 - cost) / len(steps)
+    how = f"{cheap['evaluation.num_samples']:,} samples ({cheap['sampling.sampler']}, "
+    how += f"{cheap['sampling.num_steps']} steps)"
+    yield (
+        "proxies",
+        f"{num_proxies} of a trial's {len(steps)} evaluations, to step {proxy.until_step:,}: "
+        f"{trial.evaluation.proxy_metric} of {how}",
+    )
+    decided = [s for s in _decisions(config) if s <= proxy.until_step]
+    stopping = (
+        f"; trials are stopped by it at steps {', '.join(f'{s:,}' for s in decided)}" if decided else ""
+    )
+    yield "saved by them", f"{saved:.0%} of the sampling of a whole trial, one costs {cost:.2g}{stopping}"
+
+
+def evaluation_steps(config: SweepConfig) -> list[int]:
+    """Training steps at which a whole trial is evaluated."""
+    training, every = config.trial.training, config.trial.evaluation.every_steps
+    return sorted({*range(every, training.num_steps + 1, every), training.num_steps})
+
+
+def passes(protocol: Protocol) -> int:
+    """Passes through the network that an evaluation takes: samples times the sampler's steps."""
+    return int(protocol["evaluation.num_samples"] * protocol["sampling.num_steps"])
+
+
+def _decisions(config: SweepConfig) -> list[int]:
+    """Evaluations after which a trial can be stopped."""
+    rule, steps = config.early_stopping, evaluation_steps(config)
+    if isinstance(rule, ASHAStopping):
+        marks = rungs(rule, config.trial.training.num_steps)
+        return sorted({min((s for s in steps if s >= mark), default=steps[-1]) for mark in marks})
+    return [s for s in steps if s >= rule.grace_steps] if isinstance(rule, MedianStopping) else []
 
 
 def _describe_budget(config: SweepConfig) -> str:

@@ -10,8 +10,10 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from dtr_ray.config.evaluation import EvaluationConfig
 from dtr_ray.service.attempts import read_heartbeat
 from dtr_ray.service.display import clock
+from dtr_ray.service.names import figure
 from dtr_ray.training import Report
 
 _LOOK_S = 0.5
@@ -21,10 +23,12 @@ _LINE_EVERY_S = 15.0
 class TrainingProgress:
     """Follows a run by its heartbeat while the caller waits for reports; use as a context manager."""
 
-    def __init__(self, folder: Path, num_steps: int, metric: str, console: Console | None = None) -> None:
+    def __init__(
+        self, folder: Path, num_steps: int, evaluation: EvaluationConfig, console: Console | None = None
+    ) -> None:
         self._folder = folder
         self._num_steps = num_steps
-        self._metric = metric
+        self._evaluation = evaluation
         self._console = console or Console(file=sys.stdout)
         self._value = ""
         self._first: tuple[float, int] | None = None
@@ -57,11 +61,10 @@ class TrainingProgress:
 
     def report(self, report: Report) -> None:
         """Shows an evaluation."""
-        self._value = f"{self._metric} {report.metrics[self._metric]:.4g} at step {report.step}"
+        metric = self._evaluation.metric_at(report.step)
+        self._value = f"{metric} {figure(report.metrics, metric)} at step {report.step}"
         if self._bar is None:
-            self._say(
-                f"step {report.step}/{self._num_steps}: {self._metric} {report.metrics[self._metric]:.6g}"
-            )
+            self._say(f"step {report.step}/{self._num_steps}: {metric} {figure(report.metrics, metric)}")
 
     def _follow(self) -> None:
         told = time.monotonic()

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dtr_ray.config.protocol import describe
 from dtr_ray.config.space import target
 from dtr_ray.service.journal import TrialRecord
 from dtr_ray.service.state import Happening, SweepState
@@ -27,7 +28,10 @@ class ResultFiles:
 
 
 def write_best(state: SweepState, mlflow_run_id: str | None) -> dict[str, Any] | None:
-    """Writes `best.json`, the best trial with its resolved configuration; None while no trial has a value."""
+    """Writes `best.json`, the best trial with its resolved configuration and what its figure measures.
+
+    None while no trial has a value of the full metric; a proxy's is none.
+    """
     best = state.best()
     if best is None:
         return None
@@ -37,7 +41,9 @@ def write_best(state: SweepState, mlflow_run_id: str | None) -> dict[str, Any] |
         "metric": state.metric,
         "mode": "min",
         "value": value,
+        "standard_error": trial.reports[step].get(f"{state.metric}_stderr"),
         "step": step,
+        "protocol": trial.protocols[step],
         "config": state.config.trial_config(trial.params).to_dict(),
         "checkpoint": (Path("trials") / trial.trial_id / trial.checkpoints[step]).as_posix(),
         "mlflow_run_id": mlflow_run_id,
@@ -55,13 +61,15 @@ def write_best(state: SweepState, mlflow_run_id: str | None) -> dict[str, Any] |
 def write_trials(state: SweepState) -> None:
     """Writes `trials.csv`: one row a trial, with the last and the best value of every reported metric.
 
-    A parameter is empty where the trial does not have it; `reason` says why a trial was stopped or failed.
+    A parameter is empty where the trial does not have it, and the metric where it has reported its proxy
+    alone; `reason` says why a trial was stopped or failed, `protocol` what its last figure measures.
     """
     records = list(state.trials.values())
     names = sorted({name for r in records for values in r.reports.values() for name in values})
     params = list(dict.fromkeys(target(key) for key in state.config.space))
     heads = [f"{name}.{which}" for name in names for which in ("last", "best")]
-    columns = ["id", "status", "steps", *params, *heads, "wall_seconds", "device_seconds", "reason"]
+    rest = ["wall_seconds", "device_seconds", "protocol", "reason"]
+    columns = ["id", "status", "steps", *params, *heads, *rest]
     path = state.folder / "trials.csv"
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8", newline="") as file:
@@ -78,9 +86,18 @@ def _row(state: SweepState, record: TrialRecord, names: list[str]) -> dict[str, 
         # The untrained model's value is no result of the trial.
         reported = {s: values[name] for s, values in record.reports.items() if s and name in values}
         if reported:
-            best = max if name.startswith(_HIGHER_IS_BETTER) else min
-            row[f"{name}.last"], row[f"{name}.best"] = reported[max(reported)], best(reported.values())
+            best = reported[_best_step(record, name)]
+            row[f"{name}.last"], row[f"{name}.best"] = reported[max(reported)], best
     row["wall_seconds"] = round(record.wall_s, 2)
     row["device_seconds"] = round(record.wall_s * state.devices_per_trial, 2)
+    row["protocol"] = describe(record.protocols[record.last_step]) if record.last_step else ""
     row["reason"] = record.reason
     return row
+
+
+def _best_step(record: TrialRecord, name: str) -> int:
+    """Where a trial has its best value of a metric; of a standard error, where its metric has."""
+    name = name.removesuffix("_stderr")
+    reported = {s: values[name] for s, values in record.reports.items() if s and name in values}
+    best = max if name.startswith(_HIGHER_IS_BETTER) else min
+    return best(reported, key=lambda step: reported[step])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dtr_ray.config import SweepConfig, flatten
+from dtr_ray.config.protocol import describe
 from dtr_ray.service.journal import TrialRecord
 from dtr_ray.service.provenance import sweep_identity, versions
 from dtr_ray.service.records import RecordWriter, read_lines, record_path
@@ -27,7 +28,7 @@ class RunLog:
         self.tracking_uri = config.tracking.uri or default_tracking_uri(folder.parent)
         self._tracker = self._new_tracker()
         self._writers: dict[str, RecordWriter] = {}
-        self._versions = versions()
+        self._versions = versions() | {"dtr_ray.protocol": describe(state.protocol)}
         if not state.done_before:
             tags = {"dtr_ray.kind": "sweep", "dtr_ray.metric": config.objective, "dtr_ray.status": "running"}
             params = {k: v for k, v in flatten(config.to_dict()).items() if not k.startswith("trial.")}

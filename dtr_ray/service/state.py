@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dtr_ray.config import SweepConfig
+from dtr_ray.config.protocol import protocol_of
 from dtr_ray.service.journal import Journal, Status, TrialRecord, apply, replay
 from dtr_ray.service.provenance import sweep_identity
 from dtr_ray.service.stopping import should_stop
@@ -25,10 +26,13 @@ Listener = Callable[[Happening, TrialRecord], None]
 class SweepState:
     """All trials of a sweep, kept on disk."""
 
-    def __init__(self, config: SweepConfig, folder: Path) -> None:
+    def __init__(self, config: SweepConfig, folder: Path, data_identity: str | None = None) -> None:
+        """Opens or starts the sweep in `folder`; `data_identity` is its images', where known."""
         self.config = config
         self.folder = folder
         self.metric = config.objective
+        self.evaluation = config.trial.evaluation
+        """How all trials are measured; `metric_at` names the figure that decides at a step."""
         self.listeners: list[Listener] = []
         """Hear of every trial that starts, reports or ends, after it is on disk."""
         self._journal = Journal(folder / "journal.jsonl")
@@ -36,9 +40,11 @@ class SweepState:
         self.done_before = self.complete and _is_done(self._journal.events)
         """Whether the sweep was complete, with all results written, before this process."""
         self._requeue = self.running
-        self._suggester = Suggester(config.search, config.space, self.metric)
+        self.protocol = self._book_protocol(data_identity)
+        """What the figures of all trials measure."""
+        self._suggester = Suggester(config.search, config.space, self.evaluation)
         identity = sweep_identity(folder)
-        self._mirror = Mirror(config.name, study_url(config, folder), identity, config.space, self.metric)
+        self._mirror = Mirror(config.name, study_url(config, folder), identity, config.space, self.evaluation)
         self._mirror.update(self.trials)
         self._seconds_before = _seconds_spent(self._journal.events)
         self._failed_before = _failed_before_giving_up(self._journal.events)
@@ -81,14 +87,20 @@ class SweepState:
     def report(self, trial_id: str, report: Report, seconds: float = 0.0) -> str | None:
         """Takes a trial's report and decides: why it stops, or None when it goes on.
 
-        A report that is known already (a resumed trial repeats its own) changes nothing. `seconds` are
-        those since the trial's last report, or since its process began with it.
+        A report that is known already (a resumed trial repeats its own) changes nothing. One of other images
+        than those of the reports before is not taken, and ends the sweep. `seconds` are those since the
+        trial's last report, or since its process began with it.
         """
         trial = self.trials[trial_id]
+        changed = self._data_changed(trial_id, report)
+        if changed is not None:
+            self.end(changed)
+            return changed
         self._unbooked_s[trial_id] = self._unbooked_s.get(trial_id, 0.0) + seconds
         if report.step not in trial.reports:
             event = {
                 "metrics": report.metrics,
+                "protocol": report.protocol,
                 "checkpoint": report.checkpoint,
                 "wall_s": trial.wall_s + self._unbooked_s.pop(trial_id),
                 "stop": self._decide(trial, report),
@@ -159,8 +171,9 @@ class SweepState:
 
     @property
     def untrained_value(self) -> float | None:
-        """The metric of an untrained model, once it is known."""
-        found = (t.reports[0][self.metric] for t in self.trials.values() if 0 in t.reports)
+        """The metric (or its proxy, where there is one) of an untrained model, once it is known."""
+        name = self.evaluation.metric_at(0)
+        found = (t.reports[0][name] for t in self.trials.values() if 0 in t.reports)
         return next(found, None)
 
     def trial_folder(self, trial_id: str) -> Path:
@@ -188,9 +201,40 @@ class SweepState:
         if report.step == 0:
             return None
         histories = {t.trial_id: self._history(t) for t in self.trials.values() if t.reports}
-        histories[trial.trial_id] = {**self._history(trial), report.step: report.metrics[self.metric]}
-        num_steps = self.config.trial_config(trial.params).training.num_steps
-        return should_stop(self.config.early_stopping, trial.trial_id, report.step, histories, num_steps)
+        name, proxy = self.evaluation.metric_at(report.step), self.evaluation.proxy
+        histories[trial.trial_id] = {**self._history(trial), report.step: report.metrics[name]}
+        return should_stop(
+            self.config.early_stopping,
+            trial.trial_id,
+            report.step,
+            histories,
+            self.config.trial_config(trial.params).training.num_steps,
+            error=report.metrics.get(f"{name}_stderr", 0.0),
+            proxy_until=0 if proxy is None else proxy.until_step,
+        )
+
+    def _book_protocol(self, data_identity: str | None) -> dict[str, Any]:
+        """Notes what the figures measure, and of which images; the first note of these stands."""
+        noted = [event["protocol"] for event in self._journal.events if event["event"] == "protocol"]
+        before = noted[-1] if noted else {}
+        identity = before.get("data.identity") or data_identity
+        trial, has_proxy = self.config.trial, self.evaluation.proxy is not None
+        protocol = protocol_of(trial, identity)
+        if protocol != before:
+            proxy = protocol_of(trial, identity, proxy=True) if has_proxy else None
+            self._journal.write("protocol", protocol=protocol, proxy=proxy)
+        return protocol
+
+    def _data_changed(self, trial_id: str, report: Report) -> str | None:
+        """In words how the images of a report differ from those of the reports before, or None."""
+        known = (p.get("data.identity") for t in self.trials.values() for p in t.protocols.values())
+        before, now = next(filter(None, known), None), report.protocol.get("data.identity")
+        if before is None or now in (None, before):
+            return None
+        return (
+            f"the images have changed: {trial_id} was evaluated at step {report.step} on {now}, those before "
+            f"on {before}; put the same files (names, sizes, times) on all machines, and --resume"
+        )
 
     def _started_now(self, trial: TrialRecord) -> TrialRecord:
         self._tell("started", trial)
@@ -204,7 +248,7 @@ class SweepState:
         apply(self.trials, event)
 
     def _history(self, trial: TrialRecord) -> dict[int, float]:
-        return {step: values[self.metric] for step, values in trial.reports.items() if step}
+        return {step: v[self.evaluation.metric_at(step)] for step, v in trial.reports.items() if step}
 
 
 def study_url(config: SweepConfig, folder: Path) -> str:
@@ -223,30 +267,13 @@ def save_config(config: SweepConfig, folder: Path) -> None:
     temporary.replace(path)
 
 
-def check_resumable(config: SweepConfig, folder: Path) -> None:
-    """Refuses to go on with another search than the one that was started.
-
-    Raises ValueError naming the part that differs; limits, resources and tracking may change.
-    """
-    before = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    now = config.to_dict()
-    for dictionary in (before, now):
-        dictionary["search"].pop("num_trials")
-    for key in ("name", "trial", "space", "search", "early_stopping"):
-        if before[key] != now[key]:
-            raise ValueError(
-                f"{key} differs from that of the sweep in {folder}: its trials could not be compared; "
-                "resume it with the file it was started with, or give the new one another name"
-            )
-
-
 def is_complete(config: SweepConfig, trials: dict[str, TrialRecord]) -> bool:
     """Whether there is nothing left to run."""
     return len(trials) >= config.search.num_trials and all(t.status != "running" for t in trials.values())
 
 
 def _is_done(events: list[dict[str, Any]]) -> bool:
-    own = [event["event"] for event in events if event["event"] not in ("start", "stop")]
+    own = [event["event"] for event in events if event["event"] not in ("start", "stop", "protocol")]
     return own[-1:] == ["done"]
 
 

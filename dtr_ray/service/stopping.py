@@ -1,7 +1,8 @@
 """Early stopping: pure functions of what all trials have reported so far.
 
 Nothing is kept between calls, so a sweep that is killed and resumed decides as if it had never stopped.
-`History` is a trial's reported values by training step; smaller is better.
+`History` is a trial's reported values by training step; smaller is better. Up to a step they may be proxies,
+cheaper figures which compare with one another alone.
 """
 
 import math
@@ -29,7 +30,14 @@ def value_at(history: History, step: int) -> tuple[int, float] | None:
 
 
 def should_stop(
-    rule: StoppingRule, trial: str, step: int, histories: Mapping[str, History], num_steps: int
+    rule: StoppingRule,
+    trial: str,
+    step: int,
+    histories: Mapping[str, History],
+    num_steps: int,
+    *,
+    error: float = 0.0,
+    proxy_until: int = 0,
 ) -> str | None:
     """Why `trial` stops after its report of `step`, or None if it goes on.
 
@@ -39,18 +47,29 @@ def should_stop(
         step: training step of the report; at `num_steps` a trial is complete and never stopped.
         histories: every trial's reports so far, of failed and stopped ones too.
         num_steps: training steps of a whole trial.
+        error: standard error of the trial's value at `step`, 0 where it is not known.
+        proxy_until: values of this step and before are proxies.
     """
-    if step >= num_steps or not math.isfinite(histories[trial][step]):
+    if isinstance(rule, NoStopping) or step >= num_steps or not math.isfinite(histories[trial][step]):
         return None
+    slack = rule.sigma * error if math.isfinite(error) else 0.0
     if isinstance(rule, ASHAStopping):
-        return _asha(rule, trial, step, histories, num_steps)
-    if isinstance(rule, MedianStopping):
-        return _median(rule, trial, step, histories)
-    return None
+        return _asha(rule, trial, step, histories, num_steps, slack, proxy_until)
+    comparable = {
+        name: {s: value for s, value in history.items() if (s <= proxy_until) == (step <= proxy_until)}
+        for name, history in histories.items()
+    }
+    return _median(rule, trial, step, comparable, slack)
 
 
 def _asha(
-    rule: ASHAStopping, trial: str, step: int, histories: Mapping[str, History], num_steps: int
+    rule: ASHAStopping,
+    trial: str,
+    step: int,
+    histories: Mapping[str, History],
+    num_steps: int,
+    slack: float,
+    proxy_until: int,
 ) -> str | None:
     """ASHA (Li et al. 2020) in its stopping form: on only with the best 1 / reduction_factor of the rung.
 
@@ -61,16 +80,21 @@ def _asha(
         mine = reached[trial]
         if mine is None or mine[0] != step:
             continue
-        values = sorted(found[1] for found in reached.values() if found is not None)
+        found = [at for at in reached.values() if at is not None]
+        # All trials are evaluated at the same steps where there are proxies: the sweep's rules see to it.
+        assert len({first <= proxy_until for first, _ in found}) == 1
+        values = sorted(value for _, value in found)
         num_promoted = max(1, int(len(values) / rule.reduction_factor))
         cutoff = values[num_promoted - 1]
-        if mine[1] > cutoff * (1 + rule.tolerance):
+        if mine[1] - slack > cutoff * (1 + rule.tolerance):
             place = f"the best {num_promoted} of {len(values)} (<= {cutoff:.6g})"
             return f"{mine[1]:.6g} at rung {rung} is not among {place}"
     return None
 
 
-def _median(rule: MedianStopping, trial: str, step: int, histories: Mapping[str, History]) -> str | None:
+def _median(
+    rule: MedianStopping, trial: str, step: int, histories: Mapping[str, History], slack: float
+) -> str | None:
     """Stops when the trial's best value is worse than the median of the others' best by the same step."""
     if step < rule.grace_steps:
         return None
@@ -83,6 +107,6 @@ def _median(rule: MedianStopping, trial: str, step: int, histories: Mapping[str,
     if len(best) < rule.min_trials:
         return None
     median = statistics.median(best.values())
-    if mine > median * (1 + rule.tolerance):
+    if mine - slack > median * (1 + rule.tolerance):
         return f"best {mine:.6g} by step {step} is worse than the median {median:.6g} of {len(best)} trials"
     return None

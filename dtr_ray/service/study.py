@@ -17,6 +17,7 @@ from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPE
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from dtr_ray.config.evaluation import EvaluationConfig
 from dtr_ray.config.space import (
     Choice,
     Integer,
@@ -46,16 +47,16 @@ _DATABASE_ERRORS = (optuna.exceptions.OptunaError, SQLAlchemyError)
 class Suggester:
     """Suggests the parameters of trials."""
 
-    def __init__(self, search: SearchConfig, space: Space, metric: str) -> None:
+    def __init__(self, search: SearchConfig, space: Space, evaluation: EvaluationConfig) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._search = search
         self._space = space
-        self._metric = metric
+        self._evaluation = evaluation
 
     def suggest(self, number: int, trials: dict[str, TrialRecord]) -> dict[str, Any]:
         """Parameters, by dotted name, of trial `number`, which comes after `trials`."""
         study = optuna.create_study(direction="minimize", sampler=self._sampler(number))
-        study.add_trials([frozen_trial(r, self._space, self._metric) for r in trials.values()])
+        study.add_trials([frozen_trial(r, self._space, self._evaluation) for r in trials.values()])
         trial = study.ask()
         return active_parameters(self._space, lambda key, parameter: _suggest(trial, key, parameter))
 
@@ -87,11 +88,13 @@ class Mirror:
     A database that is away is warned of once, and told everything it has missed when it is back.
     """
 
-    def __init__(self, name: str, storage: str, sweep_id: str, space: Space, metric: str) -> None:
+    def __init__(
+        self, name: str, storage: str, sweep_id: str, space: Space, evaluation: EvaluationConfig
+    ) -> None:
         """Opens or makes the study; raises ValueError where it is another sweep's, or cannot be opened."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = space
-        self._metric = metric
+        self._evaluation = evaluation
         self._numbers: dict[str, int] = {}
         self._away_until = 0.0
         try:
@@ -135,54 +138,58 @@ class Mirror:
         number = self._numbers.get(record.trial_id)
         if number is None:
             running = TrialRecord(record.trial_id, record.number, record.params)
-            self.study.add_trial(frozen_trial(running, self._space, self._metric))
+            self.study.add_trial(frozen_trial(running, self._space, self._evaluation))
             number = self.study.get_trials(deepcopy=False)[-1].number
             self._numbers[record.trial_id] = number
         frozen = self.study.get_trials(deepcopy=False)[number]
         if frozen.state != TrialState.RUNNING:
             return
         trial = optuna.trial.Trial(self.study, frozen._trial_id)
-        for step, values in sorted(record.reports.items()):
-            if step not in frozen.intermediate_values and self._metric in values:
-                trial.report(values[self._metric], step)
+        for step, value in sorted(_figures(record, self._evaluation).items()):
+            if step not in frozen.intermediate_values:
+                trial.report(value, step)
         if record.status != "running":
             trial.set_user_attr("reason", record.reason)
             trial.set_user_attr("reports", json.dumps(record.reports))
             state = _STATES[record.status]
-            self.study.tell(number, _value(record, self._metric), state=state)
+            self.study.tell(number, _value(record, self._evaluation), state=state)
 
 
-def frozen_trial(record: TrialRecord, space: Space, metric: str) -> FrozenTrial:
-    """A trial as Optuna keeps it: reports by training step, and the best value of a completed one."""
+def frozen_trial(record: TrialRecord, space: Space, evaluation: EvaluationConfig) -> FrozenTrial:
+    """A trial as Optuna keeps it: reports by training step, and the best value of a completed one.
+
+    Reports of a proxy are among them: Optuna ranks pruned trials by their last step, and by value only at the
+    same step, where all are of one kind. Completed trials are ranked by the full metric.
+    """
     params = by_key(space, record.params)
     return optuna.trial.create_trial(
         state=_STATES[record.status],
-        value=_value(record, metric),
+        value=_value(record, evaluation),
         params=params,
         distributions={key: _distribution(space[key]) for key in params},
-        intermediate_values={step: v[metric] for step, v in record.reports.items() if metric in v},
+        intermediate_values=_figures(record, evaluation),
         user_attrs={_ID: record.trial_id},
     )
 
 
-def importances(records: list[TrialRecord], space: Space, metric: str) -> tuple[int, dict[str, float]]:
-    """How much each parameter matters for the value at the first step that all trials have reported.
+def importances(
+    records: list[TrialRecord], space: Space, evaluation: EvaluationConfig
+) -> tuple[int, dict[str, float]]:
+    """How much each parameter matters for the figure at the first step that all trials have reported.
 
     Early stopping leaves few complete trials, all of them good; at their first common step all trials that
-    have a value can be compared. Returns (step, importance by parameter); empty where there are too few
-    trials to tell.
+    have a figure can be compared, of the proxy where that step has one. Returns (step, importance by
+    parameter); empty where there are too few trials to tell.
     """
-    records = [record for record in records if record.best(metric) is not None]
-    steps = [{step for step, values in r.reports.items() if step and metric in values} for r in records]
-    common = set.intersection(*steps) if records else set()
+    figures = {r.number: {s: v for s, v in _figures(r, evaluation).items() if s} for r in records}
+    records = [record for record in records if figures[record.number]]
+    common = set.intersection(*(set(figures[record.number]) for record in records)) if records else set()
     if len(records) < 4 or not common:
         return 0, {}
     step = min(common)
     study = optuna.create_study(direction="minimize")
     for record in records:
-        values = {step: record.reports[step]}
-        alone = TrialRecord(record.trial_id, record.number, record.params, "completed", reports=values)
-        study.add_trial(frozen_trial(alone, space, metric))
+        study.add_trial(_completed(record, space, figures[record.number][step]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -193,9 +200,21 @@ def importances(records: list[TrialRecord], space: Space, metric: str) -> tuple[
             return step, {}
 
 
-def _value(record: TrialRecord, metric: str) -> float | None:
-    """The value of a completed trial; Optuna knows the others by their reports."""
-    best = record.best(metric) if record.status == "completed" else None
+def _completed(record: TrialRecord, space: Space, value: float) -> FrozenTrial:
+    params = by_key(space, record.params)
+    distributions = {key: _distribution(space[key]) for key in params}
+    return optuna.trial.create_trial(value=value, params=params, distributions=distributions)
+
+
+def _figures(record: TrialRecord, evaluation: EvaluationConfig) -> dict[int, float]:
+    """What decides at each training step: the metric, or its proxy."""
+    names = {step: evaluation.metric_at(step) for step in record.reports}
+    return {step: v[names[step]] for step, v in record.reports.items() if names[step] in v}
+
+
+def _value(record: TrialRecord, evaluation: EvaluationConfig) -> float | None:
+    """The full metric of a completed trial; Optuna knows the others by their reports."""
+    best = record.best(evaluation.metric) if record.status == "completed" else None
     return None if best is None else best[1]
 
 

@@ -8,8 +8,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dtr_ray.config.protocol import describe
 from dtr_ray.service.display import clock
-from dtr_ray.service.names import short_names, short_value
+from dtr_ray.service.names import figure, short_names, short_value
 from dtr_ray.service.state import SweepState
 from dtr_ray.service.study import importances
 from dtr_ray.service.sweep import Outcome
@@ -35,9 +36,10 @@ def _table(state: SweepState) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE)
     for heading in ("trial", *names.values(), "step", metric, "status"):
         table.add_column(heading, no_wrap=True, min_width=len(heading))
-    for record, step, value in ranked[:_MAX_TRIALS]:
+    for record, step, _ in ranked[:_MAX_TRIALS]:
         cells = [short_value(record.params.get(name, "")) for name in names]
-        table.add_row(record.trial_id, *cells, str(step), f"{value:.4g}", record.status)
+        value = figure(record.reports[step], state.metric)
+        table.add_row(record.trial_id, *cells, str(step), value, record.status)
     return table
 
 
@@ -46,14 +48,36 @@ def _figures(state: SweepState) -> Iterator[str]:
     metric = state.metric
     values = [value for _, _, value in state.ranked()]
     if values:
-        line = f"{metric}: best {values[0]:.4g}, median of all trials {statistics.median(values):.4g}"
-        untrained = state.untrained_value
-        yield line + (f", untrained model {untrained:.4g}" if untrained is not None else "")
-    step, weights = importances(list(state.trials.values()), state.config.space, metric)
+        of = "all" if len(values) == len(state.trials) else f"{len(values)}"
+        line = f"{metric}: best {values[0]:.4g}, median of {of} trials {statistics.median(values):.4g}"
+        untrained, name = state.untrained_value, state.evaluation.metric_at(0)
+        also = "" if name == metric else f" ({name})"
+        yield line + (f", untrained model {untrained:.4g}{also}" if untrained is not None else "")
+        yield f"measured    {describe(state.protocol)}"
+    yield from _proxies(state)
+    step, weights = importances(list(state.trials.values()), state.config.space, state.evaluation)
     if weights:
         names = short_names(state.config.space)
         shares = ", ".join(f"{names.get(key, key)} {share:.0%}" for key, share in weights.items())
-        yield f"importance for {metric} at step {step:,}: {shares}"
+        yield f"importance for {state.evaluation.metric_at(step)} at step {step:,}: {shares}"
+
+
+def _proxies(state: SweepState) -> Iterator[str]:
+    """Trials of which the proxy alone is known."""
+    proxy = state.evaluation.proxy_metric
+    if proxy is None:
+        return
+    values = sorted(
+        (found[1], record.trial_id)
+        for record in state.trials.values()
+        if record.best(state.metric) is None and (found := record.best(proxy)) is not None
+    )
+    if values and not state.ranked():
+        value, trial_id = values[0]
+        yield f"no trial has reached a full {state.metric}: there is no best trial, and no best.json"
+        yield f"{len(values)} have a {proxy} alone, the lowest {value:.4g} ({trial_id}): it is no result"
+    elif values:
+        yield f"ended with a {proxy} alone, without a {state.metric}: {len(values)} of {len(state.trials)} trials"
 
 
 def _troubles(outcome: Outcome) -> Iterator[str]:

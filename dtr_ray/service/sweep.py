@@ -11,13 +11,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dtr_ray.config import SweepConfig
+from dtr_ray.data.cache import cache_dir
+from dtr_ray.data.identity import data_identity as identity_of
 from dtr_ray.service import cluster
 from dtr_ray.service.display import Display
+from dtr_ray.service.fetching import fetch_here, fetch_on_nodes, trial_weights
 from dtr_ray.service.journal import read_events, replay
 from dtr_ray.service.pictures import write_montage
 from dtr_ray.service.results import ResultFiles, write_best, write_trials
+from dtr_ray.service.resuming import check_resumable, check_same_data
 from dtr_ray.service.run_log import RunLog
-from dtr_ray.service.state import SweepState, check_resumable, is_complete, save_config
+from dtr_ray.service.state import SweepState, is_complete, save_config
 from dtr_ray.service.watchdog import watchdog
 
 log = logging.getLogger(__name__)
@@ -58,19 +62,25 @@ def run_sweep(config: SweepConfig, folder: Path, *, resume: bool = False) -> Out
             its results are written, and what MLflow lacks is sent, without Ray.
 
     Raises:
-        ValueError: the folder holds a sweep already, or another search; or is in use.
+        ValueError: the folder holds a sweep already, or another search, or one of other images; or is in use;
+            pretrained weights cannot be had.
         TooSmallError: one trial needs more than the cluster has.
         KeyboardInterrupt: interrupted; everything needed to resume is on disk.
     """
     check_folder(config, folder, resume=resume)
-    num_concurrent = 0
+    num_concurrent, data_identity = 0, None
     if not _is_complete(config, folder):
+        data_identity = identity_of(config.trial.data, cache_dir())
+        if holds_sweep(folder):
+            check_same_data(folder, data_identity)
+        weights = fetch_here(trial_weights(config.trial))
         cluster.connect(dashboard=config.resources.uses_train)
         num_concurrent = cluster.num_concurrent_trials(config.resources, cluster.nodes())
+        fetch_on_nodes(weights)
     folder.mkdir(parents=True, exist_ok=True)
     with _sole_driver(folder):
         save_config(config, folder)
-        state = SweepState(config, folder)
+        state = SweepState(config, folder, data_identity)
         run_log = RunLog(config, folder, state)
         fit_seconds = 0.0
         state.listeners += [run_log, ResultFiles(state)]

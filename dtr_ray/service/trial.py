@@ -25,8 +25,8 @@ from dtr_ray.training import Report
 class SweepTrial(tune.Trainable):
     """Runs the trial that its config describes, and in the same process the next ones of its slot.
 
-    Keys: `trial_id`, `trial` and `resources` (plain values), `sweep_folder`, `evaluate_untrained`, and
-    `working_folder`, where the sweep was started.
+    Keys: `trial_id`, `trial`, `weights` and `resources` (plain values), `sweep_folder`,
+    `evaluate_untrained`, and `working_folder`, where the sweep was started.
     """
 
     _run: Generator[Report]
@@ -85,10 +85,12 @@ class SweepTrial(tune.Trainable):
         untrained = config["evaluate_untrained"]
         if resources.uses_train:
             workers = self._usable_workers(place[0], config["trial_id"], resources)
-            yield from workers.train(trial, *place, evaluate_untrained=untrained)
+            yield from workers.train(trial, *place, evaluate_untrained=untrained, weights=config["weights"])
         else:
             use_gpu = bool(resources.gpus_per_worker)
-            yield from run_worker(trial, *place, use_gpu=use_gpu, evaluate_untrained=untrained)
+            yield from run_worker(
+                trial, *place, use_gpu=use_gpu, evaluate_untrained=untrained, weights=config["weights"]
+            )
 
     def _usable_workers(self, sweep_folder: Path, trial_id: str, resources: ResourcesConfig) -> Workers:
         """Those of the trial before, unless its error has ended them."""

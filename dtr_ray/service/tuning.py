@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 
 from dtr_ray.config import SweepConfig
 from dtr_ray.config.sweep import ResourcesConfig
+from dtr_ray.service.fetching import settled
 from dtr_ray.service.journal import Status, TrialRecord
 from dtr_ray.service.state import SweepState
 from dtr_ray.service.trial import SweepTrial, reason_of
@@ -87,9 +88,11 @@ def _launcher(config: SweepConfig, state: SweepState) -> Launch:
     """What a trial's process is told."""
 
     def launch(record: TrialRecord) -> dict[str, Any]:
+        trial = config.trial_config(record.params)
         return {
             "trial_id": record.trial_id,
-            "trial": config.trial_config(record.params).to_dict(),
+            "trial": trial.to_dict(),
+            "weights": settled(trial),
             "resources": config.resources.to_dict(),
             "sweep_folder": str(state.folder.resolve()),
             "working_folder": str(Path.cwd()),

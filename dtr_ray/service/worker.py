@@ -6,7 +6,7 @@ The same code serves a trial in its own Tune process and every worker of a Ray T
 import functools
 import gc
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from filelock import FileLock, Timeout
 from dtr_ray.config import DataConfig, TrialConfig
 from dtr_ray.data import ImageData, load_images
 from dtr_ray.data.cache import cache_dir
+from dtr_ray.data.offline import offline
+from dtr_ray.data.weights import Weights, find, required_weights
 from dtr_ray.distributed import Group
 from dtr_ray.models.router import Router
 from dtr_ray.service.attempts import AttemptLog
@@ -112,8 +114,36 @@ def run_worker(
     use_gpu: bool = False,
     start_from: Path | None = None,
     evaluate_untrained: bool = False,
+    weights: Sequence[Mapping[str, Any]] = (),
 ) -> Generator[Report]:
-    """Trains one trial as this worker of its group, yielding its reports."""
+    """Trains one trial as this worker of its group, yielding its reports; downloads nothing meanwhile.
+
+    `weights` are the pretrained ones that it needs, with their commits; default: as its configuration says.
+    A machine that has joined later fetches them now.
+    """
+    needed = [Weights(**one) for one in weights] or required_weights(config.data, config.evaluation)
+    for one in needed:
+        find(one)
+    with offline():
+        yield from _run_offline(
+            config,
+            sweep_folder,
+            trial_id,
+            use_gpu=use_gpu,
+            start_from=start_from,
+            evaluate_untrained=evaluate_untrained,
+        )
+
+
+def _run_offline(
+    config: TrialConfig,
+    sweep_folder: Path,
+    trial_id: str,
+    *,
+    use_gpu: bool,
+    start_from: Path | None,
+    evaluate_untrained: bool,
+) -> Generator[Report]:
     folder = sweep_folder / "trials" / trial_id
     group = Group.current()
     threads = os.environ.get("OMP_NUM_THREADS")

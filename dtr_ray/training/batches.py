@@ -6,6 +6,7 @@ B batch of all workers, b one worker's share, C channels, T timesteps, K cluster
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +66,22 @@ class Batch:
                 yield interval, self.rows(first, min(first + largest, stop))
 
 
+class Share(NamedTuple):
+    """What the host makes of one worker's share of a batch: all but its noise, see `Batch`.
+
+    In page-locked memory where it goes to a GPU, so that the host does not wait for what still runs there.
+    """
+
+    step: int
+    x: Tensor
+    conditions: Tensor
+    """Tokens are float16 (b, L, D) here."""
+    t: Tensor
+    cluster: Tensor | None
+    counts: Tensor | None
+    spans: tuple[tuple[int, int], ...]
+
+
 class Batches:
     """Draws the batch of any step: which images, labels or captions, timesteps and noise.
 
@@ -86,12 +103,16 @@ class Batches:
         self._config = config
         self._data = data
         self._group = group
-        self._device = device
+        self.device = device
         self._null_label = null_label
         self._intervals = intervals
 
     def at(self, step: int) -> Batch:
         """The batch of a 0-based step."""
+        return self.sent(self.share(step))
+
+    def share(self, step: int) -> Share:
+        """What the host makes of the batch of a step; any thread may ask for it."""
         config, group = self._config, self._group
         size, seed = config.training.batch_size, config.training.seed
         indices = batch_indices(len(self._data), size, step, seed)
@@ -102,25 +123,36 @@ class Batches:
             t = torch.randint(config.diffusion.num_timesteps, (size,), generator=generator)
         else:
             t, all_clusters = stratified_timesteps(self._intervals, size, generator)
-            share = group.slice(all_clusters)
-            cluster = self._send(share)
+            own = group.slice(all_clusters)
+            cluster = self._locked(own)
             # Rows are ordered by their intervals.
-            bounds = torch.searchsorted(share, torch.arange(len(self._intervals) + 1)).tolist()
+            bounds = torch.searchsorted(own, torch.arange(len(self._intervals) + 1)).tolist()
             spans = tuple(pairwise(bounds))
-            counts = self._send(torch.bincount(all_clusters, minlength=len(self._intervals)))
+            counts = self._locked(torch.bincount(all_clusters, minlength=len(self._intervals)))
+        x, conditions = self._images(indices, step), self._conditions(indices, step)
+        x, conditions, t = (self._locked(tensor) for tensor in (x, conditions, group.slice(t)))
+        return Share(step, x, conditions, t, cluster, counts, spans)
+
+    def sent(self, share: Share) -> Batch:
+        """The batch on its device, with its noise."""
         # Drawn where it is needed, so that a GPU run does not depend on the speed of its host.
+        training = self._config.training
         noise = torch.randn(
-            size,
-            *config.data.sample_shape,
-            generator=keyed_generator(seed, _NOISE, step, device=self._device),
-            device=self._device,
+            training.batch_size,
+            *self._config.data.sample_shape,
+            generator=keyed_generator(training.seed, _NOISE, share.step, device=self.device),
+            device=self.device,
         )
-        x = self._send(self._images(indices, step))
-        t, conditions = self._send(group.slice(t)), self._conditions(indices, step)
-        return Batch(x, conditions, t, group.slice(noise), cluster, counts, spans)
+        x, conditions, t = (self._send(tensor) for tensor in (share.x, share.conditions, share.t))
+        cluster, counts = (
+            None if part is None else self._send(part) for part in (share.cluster, share.counts)
+        )
+        # Labels stay whole numbers.
+        conditions = conditions.float() if conditions.is_floating_point() else conditions
+        return Batch(x, conditions, t, self._group.slice(noise), cluster, counts, share.spans)
 
     def _conditions(self, indices: Tensor, step: int) -> Tensor:
-        """This worker's share of the labels (b,), or of the captions' tokens (b, L, D), on the device."""
+        """This worker's share of the labels (b,), or of the captions' tokens (b, L, D), on the CPU."""
         captions, seed = self._data.captions, self._config.training.seed
         draws = torch.rand(len(indices), generator=keyed_generator(seed, _LABELS, step))
         dropped = draws < self._config.model.class_dropout_prob
@@ -128,11 +160,11 @@ class Batches:
             labels = self._data.labels[indices]
             if self._null_label is not None:
                 labels = drop_labels(labels, dropped, self._null_label)
-            return self._send(self._group.slice(labels))
+            return self._group.slice(labels)
         choices = torch.rand(len(indices), generator=keyed_generator(seed, _CAPTIONS, step))
         # Number 0 is the empty caption.
         numbers = captions.drawn(indices, choices).where(~dropped, 0)
-        return self._send(captions.tokens(self._group.slice(numbers))).float()
+        return captions.tokens(self._group.slice(numbers))
 
     def _images(self, indices: Tensor, step: int) -> Tensor:
         """This worker's share of the images (b, C, H, W), on the CPU."""
@@ -149,8 +181,8 @@ class Batches:
             torch.randn(group.rank * share, *config.data.sample_shape, generator=generator)
         return self._data.batch(group.slice(indices), flip, generator)
 
+    def _locked(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
     def _send(self, tensor: Tensor) -> Tensor:
-        """To the device, without the host waiting for what still runs there: hence pinned memory."""
-        if self._device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=True)
+        return tensor.to(self.device, non_blocking=True)

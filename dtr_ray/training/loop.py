@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 
 from dtr_ray.config import TrialConfig
+from dtr_ray.config.protocol import differences, protocol_of
 from dtr_ray.data import ImageData
 from dtr_ray.distributed import Group
 from dtr_ray.evaluation.evaluate import Evaluator
 from dtr_ray.training.batches import Batches
+from dtr_ray.training.prefetch import batches_ahead
 from dtr_ray.training.reports import Report, ReportFile, best_report
 from dtr_ray.training.state import (
     TrainingDivergedError,
@@ -70,7 +72,8 @@ def train(
 
     Raises:
         TrainingDivergedError: on some worker the loss is not finite, or the weights or samples are not.
-        ValueError: the workers cannot share a batch evenly, or a checkpoint is of another model.
+        ValueError: the workers cannot share a batch evenly, a checkpoint is of another model, or the
+            reports there were measured otherwise, such as on other images.
     """
     group, device = group or Group.current(), torch.device(device)
     observer = observer if observer is not None and group.is_main else Observer()
@@ -81,6 +84,7 @@ def train(
     reports = ReportFile(folder / "reports.jsonl")
     _restore(state, config, folder, group, start_from)
     known = [report for report in group.from_main(reports.read()) if report.step <= state.step]
+    _check_protocols(config, data, known, folder)
     if known and known[-1].step == state.step:
         observer.evaluated(known[-1])
     yield from known
@@ -98,35 +102,38 @@ def train(
     )
     state.model.train()
     started = time.perf_counter()
-    while True:
-        due = _is_evaluation(config, state.step) and (state.step > 0 or evaluate_untrained)
-        if due and not (known and known[-1].step == state.step):
-            report = _evaluate(config, folder, state, evaluator, observer)
-            known.append(report)
-            if group.is_main:
-                reports.append(report)
-                _keep(folder, state.step, known, config.evaluation.metric)
-            group.wait(device)
-            observer.evaluated(report)
-            yield report
-            started = time.perf_counter()
-        if state.step >= config.training.num_steps:
-            return
-        step(batches.at(state.step))
-        state.step += 1
-        state.route()
-        observer.progress(state.step, "training")
-        save = state.step % config.checkpoint_every_steps == 0 or _is_evaluation(config, state.step)
-        record = state.step % config.training.log_every_steps == 0 or state.step == config.training.num_steps
-        if save or record:
-            check_losses(state, group)
-            now = time.perf_counter()
-            state.train_seconds, started = state.train_seconds + now - started, now
-        if record:
-            _record(config, state, observer)
-        if save:
-            _save(config, folder, state, group, known)
-            started = time.perf_counter()
+    with batches_ahead(batches, config.training.num_steps) as batch_at:
+        while True:
+            due = _is_evaluation(config, state.step) and (state.step > 0 or evaluate_untrained)
+            if due and not (known and known[-1].step == state.step):
+                report = _evaluate(config, data, folder, state, evaluator, observer)
+                known.append(report)
+                if group.is_main:
+                    reports.append(report)
+                    _keep(folder, state.step, known, config.evaluation.metric)
+                group.wait(device)
+                observer.evaluated(report)
+                yield report
+                started = time.perf_counter()
+            if state.step >= config.training.num_steps:
+                return
+            step(batch_at(state.step))
+            state.step += 1
+            state.route()
+            observer.progress(state.step, "training")
+            save = state.step % config.checkpoint_every_steps == 0 or _is_evaluation(config, state.step)
+            record = (
+                state.step % config.training.log_every_steps == 0 or state.step == config.training.num_steps
+            )
+            if save or record:
+                check_losses(state, group)
+                now = time.perf_counter()
+                state.train_seconds, started = state.train_seconds + now - started, now
+            if record:
+                _record(config, state, observer)
+            if save:
+                _save(config, folder, state, group, known)
+                started = time.perf_counter()
 
 
 def _check_workers(config: TrialConfig, group: Group) -> None:
@@ -182,12 +189,33 @@ def _is_evaluation(config: TrialConfig, step: int) -> bool:
     return step % config.evaluation.every_steps == 0 or step == config.training.num_steps
 
 
+def _check_protocols(config: TrialConfig, data: ImageData, known: list[Report], folder: Path) -> None:
+    """Refuses to go on where the reports made before do not compare with those to come."""
+    for report in known:
+        proxy = "metric" in report.protocol and report.protocol["metric"] == config.evaluation.proxy_metric
+        found = report.protocol and differences(
+            protocol_of(config, data.identity, proxy=proxy), report.protocol
+        )
+        if found:
+            raise ValueError(
+                f"{folder}: since its report of step {report.step} the protocol has changed "
+                f"({'; '.join(found)}): put that back, or start anew in another folder"
+            )
+
+
 def _evaluate(
-    config: TrialConfig, folder: Path, state: TrainingState, evaluator: Evaluator, observer: Observer
+    config: TrialConfig,
+    data: ImageData,
+    folder: Path,
+    state: TrainingState,
+    evaluator: Evaluator,
+    observer: Observer,
 ) -> Report:
-    """Samples from the EMA, writes the grid, and makes the report."""
-    name = config.evaluation.metric
-    result = evaluator.evaluate(state.ema, on_batch=lambda: observer.progress(state.step, "evaluating"))
+    """Samples from the EMA, writes the grid, and makes the report; early ones may be of the proxy."""
+    name, proxy = config.evaluation.metric_at(state.step), config.evaluation.is_proxy(state.step)
+    result = evaluator.evaluate(
+        state.ema, on_batch=lambda: observer.progress(state.step, "evaluating"), proxy=proxy
+    )
     if not math.isfinite(result.metrics[name]):
         raise TrainingDivergedError(
             f"{name} is {result.metrics[name]} at step {state.step}, since samples are not finite numbers: "
@@ -199,7 +227,9 @@ def _evaluate(
         result.save_grid(folder / grid)
     checkpoint = checkpoint_folder(folder, state.step).relative_to(folder).as_posix() if state.step else ""
     seconds = evaluator.group.from_main(state.train_seconds)
-    return Report(state.step, {**result.metrics, "train_seconds": seconds}, checkpoint, grid.as_posix())
+    metrics = {**result.metrics, "train_seconds": seconds}
+    protocol = protocol_of(config, data.identity, proxy=proxy)
+    return Report(state.step, metrics, checkpoint, grid.as_posix(), protocol)
 
 
 def _save(config: TrialConfig, folder: Path, state: TrainingState, group: Group, known: list[Report]) -> None:

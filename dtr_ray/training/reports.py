@@ -2,8 +2,9 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Report:
     """
     grid: str
     """Sample grid (PNG), relative to the trial's folder."""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    """What the distance measures (`dtr_ray.config.protocol`); empty in reports from before it was kept."""
 
 
 class ReportFile:
@@ -52,6 +55,9 @@ class ReportFile:
 
 
 def best_report(reports: list[Report], metric: str) -> Report | None:
-    """The trained model's report with the lowest value of `metric`, the first of equals; None without any."""
+    """The trained model's report with the lowest value of `metric`, the first of equals; None without any.
+
+    Reports of a proxy do not have the metric: they are never the best.
+    """
     trained = [report for report in reports if report.step > 0 and metric in report.metrics]
     return min(trained, key=lambda report: report.metrics[metric], default=None)

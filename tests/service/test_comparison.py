@@ -12,7 +12,9 @@ import pytest
 from rich.console import Console
 from tiny_sweeps import METRIC, tiny_sweep
 
-from dtr_ray.service.comparison import compare_trials, comparison_table, write_comparison
+from dtr_ray.config.protocol import protocol_of
+from dtr_ray.service.comparison import compare_sweeps, compare_trials
+from dtr_ray.service.comparison_table import comparison_table, write_comparison
 from dtr_ray.service.journal import Journal
 from dtr_ray.service.state import save_config
 
@@ -45,6 +47,7 @@ class Written:
         *values: float,
         status: str = "completed",
         metric: str = METRIC,
+        protocol: dict[str, Any] | None = None,
     ) -> None:
         name = f"t{self.number:04d}"
         params = params if seed is None else params | {"training.seed": seed}
@@ -53,6 +56,7 @@ class Written:
             figures = {METRIC: 1.0, "eval_seconds": 1.0, metric: value}
             stop = "too high" if status == "pruned" and step == len(values) else None
             event = {"metrics": figures, "checkpoint": "", "wall_s": 1.0, "stop": stop}
+            event |= {} if protocol is None else {"protocol": protocol}
             self.journal.write("report", id=name, step=10 * step, **event)
         if status in ("completed", "failed"):
             self.journal.write("end", id=name, status=status, reason="", wall_s=1.0)
@@ -232,3 +236,63 @@ def test_a_running_sweep_is_left_as_it_is(three: Written):
     assert (three.folder / "journal.jsonl").read_bytes().startswith(before)
     assert (three.folder / "journal.jsonl").read_bytes().endswith(b"t9")
     json.loads(before.splitlines()[-1])
+
+
+def test_trials_of_two_protocols_are_refused_with_what_differs(written: Written, tmp_path: Path):
+    trial = tiny_sweep(tmp_path).trial
+    written.trial(NONE, 0, 10.0, protocol=protocol_of(trial, "digits-8-a"))
+    written.trial(DTR, 0, 9.0, protocol=protocol_of(trial, "digits-8-b"))
+    with pytest.raises(
+        ValueError, match=r"2 protocols.*data\.identity is 'digits-8-b', not 'digits-8-a'"
+    ) as error:
+        compare_trials(written.folder)
+    assert "--mixed" in str(error.value)
+    none, dtr = compare_sweeps([written.folder], mixed=True)
+    assert [(row.params, row.mean) for row in none.rows] == [(NONE, 10)]
+    assert [(row.params, row.mean) for row in dtr.rows] == [(DTR, 9)]
+    assert "(digits-8-a)" in text_of(none)
+    # The baseline is in one of the tables: there are no differences across them.
+    none, dtr = compare_sweeps([written.folder], baseline=NONE, mixed=True)
+    assert none.baseline is none.rows[0]
+    assert (dtr.baseline, dtr.rows[0].difference) == (None, None)
+    with pytest.raises(ValueError, match="no trial has it"):
+        compare_sweeps([written.folder], baseline={"routing.name": "x"}, mixed=True)
+    with write_comparison([none, dtr], written.folder)[0].open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert ["digits-8-a" in row["protocol"] for row in rows] == [True, False]
+
+
+def test_records_from_before_protocols_were_kept_are_told_and_not_mixed_with_others(
+    written: Written, tmp_path: Path
+):
+    written.trial(NONE, 0, 10.0)
+    assert "Measured: unknown protocol" in text_of(compare_trials(written.folder))
+    written.trial(DTR, 0, 9.0, protocol=protocol_of(tiny_sweep(tmp_path).trial))
+    with pytest.raises(ValueError, match="one of them is of an unknown protocol"):
+        compare_trials(written.folder)
+
+
+def test_sweeps_are_compared_where_their_protocol_is_one(three: Written, tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    other = Written(tmp_path / "other", SPACE)
+    other.trial(NONE, 0, 29.0)
+    (table,) = compare_sweeps([three.folder, other.folder])
+    assert [row.params["sweep"] for row in table.rows].count(str(other.folder)) == 1
+    assert {row.params["routing.name"]: row.mean for row in table.rows[:2]} == {
+        "none": 29.0,
+        "dtr": pytest.approx(92 / 3),
+    }
+    assert "sweep" in text_of(table)
+    one = {"sweep": str(other.folder)}
+    assert compare_sweeps([three.folder, other.folder], baseline=one)[0].baseline is not None
+
+
+def test_sweeps_of_other_metrics_are_not_compared(three: Written, tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    other = Written(tmp_path / "other", SPACE)
+    save_config(tiny_sweep(tmp_path / "other", trial__evaluation__num_samples=40), other.folder)
+    other.trial(NONE, 0, 29.0, metric="fd_efficientnet_lite0_40")
+    with pytest.raises(ValueError, match="2 protocols"):
+        compare_sweeps([three.folder, other.folder])
+    tables = compare_sweeps([three.folder, other.folder], mixed=True)
+    assert {table.metric for table in tables} == {METRIC, "fd_efficientnet_lite0_40"}

@@ -11,9 +11,10 @@ from kills import by_step, check_accounts, check_mlflow, runs_of
 from mlflow import MlflowClient
 from PIL import Image
 from service.mlflow_server import MlflowServer, free_port
-from tiny_sweeps import METRIC, Finished, attempts, folder_of, read_json, records, tiny_sweep
+from tiny_sweeps import METRIC, TIMES, Finished, attempts, folder_of, read_json, records, tiny_sweep
 
 from dtr_ray.config import SweepConfig, TrialConfig, flatten
+from dtr_ray.config.protocol import describe
 from dtr_ray.models.routing import dtr_mask
 from dtr_ray.service.pictures import draw_mask
 from dtr_ray.service.sweep import run_sweep
@@ -32,7 +33,9 @@ def test_best_json_has_the_documented_keys_and_leads_to_a_whole_checkpoint(finis
         "metric",
         "mode",
         "value",
+        "standard_error",
         "step",
+        "protocol",
         "config",
         "checkpoint",
         "mlflow_run_id",
@@ -40,6 +43,8 @@ def test_best_json_has_the_documented_keys_and_leads_to_a_whole_checkpoint(finis
     record, step, value = finished_sweep.outcome.state.ranked()[0]
     assert (best["trial_id"], best["metric"], best["mode"]) == (record.trial_id, METRIC, "min")
     assert (best["value"], best["step"]) == (value, step)
+    assert best["standard_error"] == record.reports[step][f"{METRIC}_stderr"]
+    assert best["protocol"] == record.protocols[step] == finished_sweep.outcome.state.protocol
     assert TrialConfig.from_dict(best["config"]) == finished_sweep.config.trial_config(record.params)
     checkpoint = finished_sweep.folder / best["checkpoint"]
     assert find_damage(checkpoint) is None
@@ -49,9 +54,8 @@ def test_best_json_has_the_documented_keys_and_leads_to_a_whole_checkpoint(finis
 def test_trials_csv_has_a_row_a_trial_and_the_documented_columns(finished_sweep: Finished):
     with (finished_sweep.folder / "trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    reported = [
-        f"{name}.{which}" for name in ("eval_seconds", METRIC, "train_seconds") for which in ("last", "best")
-    ]
+    names = ("eval_seconds", METRIC, f"{METRIC}_stderr", "train_seconds")
+    reported = [f"{name}.{which}" for name in names for which in ("last", "best")]
     params = ["routing.alpha", "routing.beta", "weighting.name", "weighting.gamma"]
     assert list(rows[0]) == [
         "id",
@@ -61,6 +65,7 @@ def test_trials_csv_has_a_row_a_trial_and_the_documented_columns(finished_sweep:
         *reported,
         "wall_seconds",
         "device_seconds",
+        "protocol",
         "reason",
     ]
     trials = records(finished_sweep.folder)
@@ -73,6 +78,11 @@ def test_trials_csv_has_a_row_a_trial_and_the_documented_columns(finished_sweep:
         values = [metrics[METRIC] for step, metrics in trial.reports.items() if step]
         assert float(row[f"{METRIC}.last"]) == trial.reports[trial.last_step][METRIC]
         assert float(row[f"{METRIC}.best"]) == min(values)
+        best_step = next(s for s, metrics in trial.reports.items() if s and metrics[METRIC] == min(values))
+        error = trial.reports[best_step][f"{METRIC}_stderr"]
+        assert float(row[f"{METRIC}_stderr.best"]) == error > 0
+        assert row["protocol"] == describe(trial.protocols[trial.last_step])
+        assert "digits-8-" in row["protocol"]
         assert float(row["wall_seconds"]) >= float(row["train_seconds.last"]) > 0
         assert row["device_seconds"] == row["wall_seconds"]
         assert bool(row["reason"]) == (row["status"] == "pruned")
@@ -109,6 +119,8 @@ def test_runs_tell_what_was_run_where(finished_sweep: Finished, client: MlflowCl
     tags = parent.data.tags
     assert tags["mlflow.runName"] == "tiny"
     assert tags["dtr_ray.metric"] == METRIC
+    assert tags["dtr_ray.protocol"] == describe(finished_sweep.outcome.state.protocol)
+    assert "digits-8-" in tags["dtr_ray.protocol"]
     best = read_json(finished_sweep.folder / "best.json")
     assert tags["dtr_ray.best_trial"] == best["trial_id"]
     assert children[best["trial_id"]].info.run_id == best["mlflow_run_id"]
@@ -131,7 +143,7 @@ def test_runs_tell_what_was_run_where(finished_sweep: Finished, client: MlflowCl
         assert find_damage(checkpoint) is None
         assert run.info.end_time > run.info.start_time
         weights = {f"balancer/weight_{g}" for g in range(getattr(config.weighting, "num_clusters", 0))}
-        measured = {"train_loss", "train_images_per_s", METRIC, "train_seconds", "eval_seconds"}
+        measured = {"train_loss", "train_images_per_s", METRIC, f"{METRIC}_stderr"} | TIMES
         assert set(run.data.metrics) == measured | weights
 
 

@@ -1,5 +1,6 @@
 """A sweep that is interrupted, killed, or complete already, and goes on with --resume."""
 
+import csv
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from kills import Interrupter, Round, check_accounts, check_mlflow, check_same, check_steps, run_to_the_end
-from tiny_sweeps import folder_of, records, snapshot, sweep_command, tiny_sweep
+from tiny_sweeps import METRIC, folder_of, read_json, records, snapshot, sweep_command, tiny_sweep
 
 from dtr_ray.config import SweepConfig
 from dtr_ray.service.sweep import run_sweep
@@ -21,7 +22,9 @@ CHANGES = {
     "trial__evaluation__every_steps": 20,
     "early_stopping__grace_steps": 20,
     "trial__training__batch_size": 96,
+    "trial__evaluation__proxy": {"until_step": 20, "num_samples": 16},
 }
+PROXY = "proxy_fd_efficientnet_lite0_16"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,31 @@ def test_an_interrupted_sweep_accounts_for_every_trial_and_step_once(interrupted
     check_accounts(interrupted.config)
     check_mlflow(interrupted.config)
     check_steps(interrupted.config)
+
+
+def test_a_proxy_decides_early_and_the_best_is_of_the_full_metric(interrupted: Interrupted):
+    folder = folder_of(interrupted.config)
+    trials = records(folder)
+    for trial in trials.values():
+        kinds = {step: PROXY if step <= 20 else METRIC for step in trial.reports}
+        assert {step: {PROXY, METRIC} & set(v) for step, v in trial.reports.items()} == {
+            step: {name} for step, name in kinds.items()
+        }
+        assert all(trial.protocols[step]["metric"] == name for step, name in kinds.items())
+    stopped = [trial for trial in trials.values() if trial.last_step == 20]
+    assert stopped
+    assert all("at rung 20" in trial.reason for trial in stopped)
+    best = read_json(folder / "best.json")
+    full = {i: t.best(METRIC) for i, t in trials.items() if t not in stopped}
+    assert (best["step"], best["value"]) == full[best["trial_id"]] == min(full.values(), key=lambda v: v[1])
+    assert best["protocol"]["metric"] == METRIC
+    assert best["protocol"]["data.identity"].startswith("digits-8-")
+    with (folder / "trials.csv").open(newline="", encoding="utf-8") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    assert all(rows[i][f"{PROXY}.best"] for i in trials)
+    assert {i for i in trials if not rows[i][f"{METRIC}.best"]} == {t.trial_id for t in stopped}
+    told = f"ended with a {PROXY} alone, without a {METRIC}: {len(stopped)} of 4 trials"
+    assert told in interrupted.output
 
 
 def test_resuming_a_complete_sweep_prints_its_summary_without_ray(interrupted: Interrupted):

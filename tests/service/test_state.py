@@ -11,7 +11,8 @@ from optuna.trial import TrialState
 
 from dtr_ray.config import SweepConfig
 from dtr_ray.service.journal import Journal, replay
-from dtr_ray.service.state import SweepState, check_resumable, save_config
+from dtr_ray.service.resuming import check_resumable
+from dtr_ray.service.state import SweepState, save_config
 from dtr_ray.service.study import importances
 from dtr_ray.training.reports import Report
 
@@ -292,7 +293,7 @@ def test_the_untrained_model_is_a_figure_but_never_the_best(tmp_path: Path) -> N
 def test_importances_find_the_parameter_that_matters(tmp_path: Path) -> None:
     config = sweep(search={"num_trials": 14, "sampler": "random"}, early_stopping={"name": "none"})
     state = run(config, tmp_path)
-    step, shares = importances(list(state.trials.values()), config.space, METRIC)
+    step, shares = importances(list(state.trials.values()), config.space, state.evaluation)
     assert step == 100
     assert max(shares, key=lambda name: shares[name]) == "routing.alpha"
 

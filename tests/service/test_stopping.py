@@ -78,3 +78,44 @@ def test_trials_that_come_one_by_one_never_all_stop(values: list[float], factor:
         if should_stop(rule, str(i), 100, histories, 800) is None:
             kept.append(value)
     assert min(values) in kept
+
+
+def test_standard_errors_keep_a_trial_that_may_be_within_the_cutoff() -> None:
+    histories = {"a": {100: 1.0}, "b": {100: 1.3}}
+    patient = ASHA.model_copy(update={"sigma": 2.0})
+    assert should_stop(ASHA, "b", 100, histories, 800, error=0.2) is not None
+    assert should_stop(patient, "b", 100, histories, 800, error=0.2) is None
+    assert should_stop(patient, "b", 100, histories, 800, error=0.1) is not None
+    # An error that is not known, or no number, is none.
+    assert should_stop(patient, "b", 100, histories, 800) is not None
+    assert should_stop(patient, "b", 100, histories, 800, error=float("nan")) is not None
+    median = MedianStopping(name="median", grace_steps=1, min_trials=1, sigma=2.0)
+    assert should_stop(median, "b", 100, histories, 800, error=0.2) is None
+    assert should_stop(median, "b", 100, histories, 800, error=0.1) is not None
+
+
+def test_the_median_rule_compares_proxies_with_proxies_alone() -> None:
+    """A proxy of fewer samples is always higher: among full figures it must count for nobody."""
+    rule = MedianStopping(name="median", grace_steps=1, min_trials=1)
+    histories = {"a": {100: 50.0, 200: 3.0}, "b": {100: 5.0, 200: 4.0}}
+    reason = should_stop(rule, "b", 200, histories, 800, proxy_until=100)
+    assert reason == "best 4 by step 200 is worse than the median 3 of 1 trials"
+    # And a low proxy saves nobody: without its kind being known, 2 would be the best of `b`.
+    low = {"a": {100: 9.0, 200: 3.0}, "b": {100: 2.0, 200: 4.0}}
+    assert should_stop(rule, "b", 200, low, 800, proxy_until=100) is not None
+    assert should_stop(rule, "b", 200, low, 800) is None
+    assert should_stop(rule, "a", 100, low, 800, proxy_until=100) is not None
+
+
+def test_a_rung_among_the_proxies_is_decided_by_them_and_one_after_by_the_full_figures() -> None:
+    histories = {"a": {100: 50.0, 200: 3.0}, "b": {100: 40.0, 200: 4.0}}
+    assert should_stop(ASHA, "a", 100, histories, 800, proxy_until=100) is not None
+    assert should_stop(ASHA, "b", 100, histories, 800, proxy_until=100) is None
+    assert should_stop(ASHA, "b", 200, histories, 800, proxy_until=100) is not None
+    assert should_stop(ASHA, "a", 200, histories, 800, proxy_until=100) is None
+
+
+def test_a_rung_never_mixes_proxies_and_full_figures() -> None:
+    histories = {"a": {100: 50.0}, "b": {120: 4.0}}
+    with pytest.raises(AssertionError):
+        should_stop(ASHA, "b", 120, histories, 800, proxy_until=110)

@@ -28,6 +28,8 @@ from tiny_trials import (
 )
 
 from dtr_ray.config import TrialConfig
+from dtr_ray.config.protocol import protocol_of
+from dtr_ray.data import ImageData
 from dtr_ray.data.order import batch_indices
 from dtr_ray.diffusion.loss import diffusion_losses
 from dtr_ray.diffusion.noise import noise_schedule
@@ -255,8 +257,46 @@ def test_evaluations_are_at_multiples_and_at_the_last_step(tmp_path: Path):
     assert [report.step for report in reports] == [3, 5] == observer.evaluated_steps
     assert checkpoints_of(tmp_path)[-1] == 5
     for report in reports:
-        assert report.metrics.keys() == {METRIC, "eval_seconds", "train_seconds"}
+        assert report.metrics.keys() == {METRIC, f"{METRIC}_stderr", "eval_seconds", "train_seconds"}
         assert report.checkpoint == f"checkpoints/{report.step:08d}"
+
+
+PROXY = {"until_step": 4, "num_samples": 8, "num_steps": 1}
+
+
+def test_early_evaluations_are_of_the_proxy_and_the_best_is_of_the_full_distance(tmp_path: Path):
+    config = tiny_config(training__num_steps=8, evaluation__every_steps=2, evaluation__proxy=PROXY)
+    proxy = "proxy_fd_efficientnet_lite0_8"
+    reports, _ = run(config, tmp_path / "whole")
+    assert [proxy in report.metrics for report in reports] == [True, True, False, False]
+    assert [METRIC in report.metrics for report in reports] == [False, False, True, True]
+    identity = digits(config).identity
+    assert [report.protocol for report in reports] == [
+        protocol_of(config, identity, proxy=is_proxy) for is_proxy in (True, True, False, False)
+    ]
+    best = json.loads((tmp_path / "whole" / "best.json").read_text())
+    assert best["step"] == min(reports[2:], key=lambda report: report.metrics[METRIC]).step
+    # A run that is lost while its evaluations are proxies goes on to the same figures.
+    with pytest.raises(KilledError):
+        run(config, tmp_path / "killed", observer=KillAt(3))
+    assert not (tmp_path / "killed" / "best.json").exists()
+    again, _ = run(config, tmp_path / "killed")
+    assert [timeless(report) for report in again] == [timeless(report) for report in reports]
+
+
+def timeless(report: Report) -> tuple[int, dict[str, float], dict[str, Any]]:
+    values = {name: value for name, value in report.metrics.items() if not name.endswith("_seconds")}
+    return report.step, values, report.protocol
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path: Path):
+    config = tiny_config(training__num_steps=4, evaluation__every_steps=2)
+    run(config, tmp_path)
+    longer = tiny_config(training__num_steps=6, evaluation__every_steps=2)
+    data = digits(longer)
+    other = ImageData(data.pixels(torch.arange(len(data))).numpy(), data.labels, 10, "digits-8-other")
+    with pytest.raises(ValueError, match=r"protocol has changed \(data\.identity is 'digits-8-other', not"):
+        list(train(longer, tmp_path, other))
 
 
 def test_an_untrained_model_is_evaluated_where_it_is_asked_for(tmp_path: Path):

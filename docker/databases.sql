@@ -1,0 +1,3 @@
+-- Beside MLflow's records: its users, and Optuna's studies (storage.study).
+CREATE DATABASE mlflow_auth;
+CREATE DATABASE optuna;

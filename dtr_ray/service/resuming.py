@@ -1,0 +1,82 @@
+"""Whether a sweep can go on: with the search that was started, and figures that compare with those so far."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dtr_ray.config import SweepConfig, flatten
+from dtr_ray.config.errors import shown
+from dtr_ray.config.protocol import UNKNOWN, differences, protocol_of
+from dtr_ray.service.journal import read_events
+
+log = logging.getLogger(__name__)
+
+_FIXED = ("name", "trial", "space", "search", "early_stopping")
+_MAX_SHOWN = 3
+
+
+def check_resumable(config: SweepConfig, folder: Path) -> None:
+    """Refuses to go on with another search than the one that was started.
+
+    Raises ValueError naming what differs; limits, resources and tracking may change.
+    """
+    before = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    try:
+        # Keys that a sweep from an older version did not have yet get their defaults.
+        known = SweepConfig.from_dict(before)
+        before, changed = known.to_dict(), differences(protocol_of(config.trial), protocol_of(known.trial))
+    except ValidationError:
+        changed = []
+    if changed:
+        raise ValueError(
+            f"the protocol differs from that of the sweep in {folder} ({'; '.join(changed)}): its figures "
+            "would not compare with new ones; resume it with the file it was started with, or give the new "
+            "one another name"
+        )
+    now = config.to_dict()
+    for dictionary in (before, now):
+        dictionary["search"].pop("num_trials")
+    for key in _FIXED:
+        if before[key] != now[key]:
+            raise ValueError(
+                f"{key} differs from that of the sweep in {folder} ({_changes(key, now[key], before[key])}): "
+                "its trials could not be compared; resume it with the file it was started with, or give the "
+                "new one another name"
+            )
+
+
+def check_same_data(folder: Path, data_identity: str) -> None:
+    """Refuses to go on with other images than those that the sweep was started with.
+
+    Args:
+        folder: the sweep's.
+        data_identity: of the images that are there now.
+
+    Raises ValueError where they have changed; warns where the journal does not say what they were.
+    """
+    events = read_events(folder / "journal.jsonl")
+    noted = [event["protocol"] for event in events if event["event"] == "protocol"]
+    before = noted[-1]["data.identity"] if noted else None
+    if not noted and any(event["event"] == "report" for event in events):
+        log.warning("%s: its figures so far are of an %s: whether the images are the same is not known",
+                    folder, UNKNOWN)  # fmt: skip
+    if before not in (None, data_identity):
+        raise ValueError(
+            f"the images have changed since the sweep in {folder} was started (they are {data_identity}, not "
+            f"{before}): its figures would not compare with new ones; put back the files (with their times: "
+            "cp -a, rsync -a), or give the new sweep another name"
+        )
+
+
+def _changes(key: str, now: Any, before: Any) -> str:
+    """The first values that differ, by their dotted names."""
+    if not isinstance(now, dict) or not isinstance(before, dict):
+        return f"{shown(now)}, not {shown(before)}"
+    new, old = flatten(now, f"{key}."), flatten(before, f"{key}.")
+    found = [name for name in dict.fromkeys([*new, *old]) if new.get(name) != old.get(name)]
+    texts = [f"{name} is {shown(new.get(name))}, not {shown(old.get(name))}" for name in found[:_MAX_SHOWN]]
+    more = f"; and {len(found) - _MAX_SHOWN} more" if len(found) > _MAX_SHOWN else ""
+    return "; ".join(texts) + more
