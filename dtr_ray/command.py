@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from dtr_ray import log_lines
 from dtr_ray.config.errors import ConfigWarning
 
 INTERRUPTED = 130
@@ -53,13 +54,35 @@ def model_folder(options: argparse.Namespace) -> Path:
     return Path(given)
 
 
-def run_command(command: Callable[[], int], resume: str | Callable[[], str] | None = None) -> int:
+def add_log_format(parser: argparse.ArgumentParser) -> None:
+    """Lets a command speak to machines."""
+    what = f"json: a JSON object a line, for log collectors (default: {log_lines.VARIABLE}, else text)"
+    parser.add_argument("--log-format", choices=log_lines.FORMATS, help=what)
+
+
+def run_command(
+    command: Callable[[], int],
+    resume: str | Callable[[], str] | None = None,
+    log_format: str | None = "text",
+) -> int:
     """Runs a command and returns its exit code.
 
     A ValueError is the user's to mend and is shown without a traceback. An interrupt (Ctrl-C, or SIGTERM)
     is answered with `resume`, the command that goes on (or what tells it, if that is known only later).
+    `log_format` is that of `add_log_format`; a command that has no such option speaks to people.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        chosen = log_lines.chosen(log_format)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with log_lines.lines(chosen):
+        if chosen == "text":
+            logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+        return _run_command(command, resume)
+
+
+def _run_command(command: Callable[[], int], resume: str | Callable[[], str] | None) -> int:
     # SIGINT too: a shell starts its background jobs with it ignored, and `kill -INT` is to work there.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)

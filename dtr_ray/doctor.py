@@ -1,4 +1,4 @@
-"""`python -m dtr_ray.doctor [SPACE.yaml]`: is all there that a sweep needs? Each line ok, or how to mend it."""
+"""`python -m dtr_ray.doctor [SPACE.yaml]`: is all there that a sweep needs? A line each: ok, or the mend."""
 
 import argparse
 import json

@@ -7,7 +7,8 @@ import sys
 import warnings
 from pathlib import Path
 
-from dtr_ray.command import Parser, leave, run_command
+from dtr_ray import log_lines
+from dtr_ray.command import Parser, add_log_format, leave, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,8 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add("--trials", type=int, metavar="N", help="number of trials (search.num_trials)")
     add("--output", metavar="DIR", help="folder for results (storage.output)")
+    add_log_format(parser)
     options = parser.parse_args(arguments)
-    return run_command(lambda: _run(options), resume=f"{parser.prog} {_typed(arguments)} --resume")
+    resume = f"{parser.prog} {_typed(arguments)} --resume"
+    return run_command(lambda: _run(options), resume, options.log_format)
 
 
 def _typed(arguments: list[str] | None) -> str:
@@ -48,6 +51,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.output is not None:
         sets.append(f"storage.output={json.dumps(options.output)}")
     config = read_sweep(options.space, sets)
+    log_lines.always(sweep=config.name)
     for text in config_warnings(config):
         warnings.warn(text, ConfigWarning, stacklevel=1)
     folder = Path(config.storage.output) / config.name

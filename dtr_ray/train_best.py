@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtr_ray.command import Parser, leave, run_command
+from dtr_ray import log_lines
+from dtr_ray.command import Parser, add_log_format, leave, run_command
 
 if TYPE_CHECKING:
     from dtr_ray.config import TrialConfig
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on where it was stopped or killed")
     parser.add_argument("--from-checkpoint", action="store_true", help="go on from the trial's checkpoint")
     parser.add_argument("--workers", type=int, metavar="N", help="default: the trial's, or all CPUs")
+    add_log_format(parser)
     options = parser.parse_args(arguments)
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--resume"]
 
@@ -37,11 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
         found = [str(options.found)] if hasattr(options, "found") else []
         return shlex.join([*parser.prog.split(), *found, *words, "--resume"])
 
-    return run_command(lambda: _run(options), resume=resume)
+    return run_command(lambda: _run(options), resume, options.log_format)
 
 
 def _run(options: argparse.Namespace) -> int:
     best = _find(options)
+    log_lines.always(sweep=best.sweep.name)
     from dtr_ray.config.read import change_trial
     from dtr_ray.data import check_data
     from dtr_ray.diffusion.intervals import check_intervals

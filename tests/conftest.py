@@ -80,6 +80,8 @@ def ray_cluster(shared_cache: Path) -> Iterator[str]:
         object_store_memory=200_000_000,
         log_to_driver=False,
         logging_level="ERROR",
+        # For the tests that look at the exporter: the default is 10 s.
+        _system_config={"metrics_report_interval_ms": 2000},
     )
     address = context.address_info["gcs_address"]
     with pytest.MonkeyPatch.context() as patch:

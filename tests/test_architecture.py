@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dtr_ray"
-ENTRY_POINTS = {"sweep", "train", "train_best", "evaluate", "sample", "prepare", "analyze"}
+ENTRY_POINTS = {"sweep", "train", "train_best", "evaluate", "sample", "prepare", "analyze", "doctor"}
 MAX_MODULE_LINES, MAX_FUNCTION_LINES = 300, 40
 # Besides every __init__, functions that read better in one piece.
 LONG_FUNCTIONS = {("training/loop.py", "train"), ("training/loop.py", "run")}

@@ -58,6 +58,11 @@ class AttemptLog:
         self._write()
         self.tell(0, "loading")
 
+    @property
+    def number(self) -> int:
+        """1 for the trial's first process."""
+        return self._attempt.attempt
+
     def tell(self, step: int, phase: str) -> None:
         """The process is alive: `phase` is "training" right after a training step."""
         now = time.monotonic()

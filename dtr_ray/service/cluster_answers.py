@@ -60,6 +60,10 @@ class Case:
     storage_fault: str = ""
     """Why the driver cannot write in the output folder."""
 
+    def facts(self, part: str) -> list[tuple[Machine, Any]]:
+        """What each machine that could look at a part of itself has found."""
+        return [(m, m.answer.facts[part]) for m in self.machines if part in m.answer.facts]
+
 
 def find_address(given: str | None) -> str | None:
     """Address of the cluster that a sweep would join; None where it would start one on this machine."""

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dtr_ray import log_lines
 from dtr_ray.service.attempts import read_heartbeat
 from dtr_ray.service.journal import TrialRecord
 from dtr_ray.service.names import describe_params, figure, short_names, short_value
@@ -64,7 +65,10 @@ class Display:
             text += f" ({trial.reason})" if trial.reason else ""
             text += f"; {self._summary()}"
         line = f"[{clock(self._state.seconds)}] {trial.trial_id} {text}"
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        step, metric = trial.last_step, self._state.evaluation.metric_at(trial.last_step)
+        fields = {"metric": metric, "value": trial.reports[step][metric]} if happening == "reported" else {}
+        with log_lines.about(trial=trial.trial_id, step=step, event=happening, status=trial.status, **fields):
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _reported(self, trial: TrialRecord) -> str:
         step, total = trial.last_step, self._num_steps(trial)

@@ -20,6 +20,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from dtr_ray import log_lines
 from dtr_ray.config import TrialConfig
 from dtr_ray.config.sweep import ResourcesConfig
 from dtr_ray.distributed import Group
@@ -104,6 +105,7 @@ class Workers:
             "config": config.to_dict(),
             "sweep_folder": str(sweep_folder),
             "working_folder": str(Path.cwd()),
+            "log_format": log_lines.chosen(None),
             "trial_id": trial_id,
             "start_from": None if start_from is None else str(start_from),
             "evaluate_untrained": evaluate_untrained,
@@ -254,6 +256,7 @@ def _work(settings: dict[str, Any]) -> None:
     while "train" in order:
         task = order["train"]
         enter(task["working_folder"])
+        log_lines.follow(task["log_format"], trial=task["trial_id"])
         reports = run_worker(
             TrialConfig.from_dict(task["config"]),
             Path(task["sweep_folder"]),

@@ -8,25 +8,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from dtr_ray.data.narrator import size
 from dtr_ray.service import cluster
-from dtr_ray.service.cluster_answers import Case, Machine, ask_machines, find_address, join
-from dtr_ray.service.findings import Finding, fail, in_a_line, ok, warning, within
+from dtr_ray.service.cluster_answers import Case, ask_machines, find_address, join
+from dtr_ray.service.findings import Finding, fail, in_a_line, ok, within
 from dtr_ray.service.installation import check_packages, check_python
+from dtr_ray.service.machine_checks import (
+    check_clock,
+    check_disk,
+    check_gpus,
+    check_object_store,
+    check_open_files,
+)
 from dtr_ray.service.node_checks import SHARED_PACKAGES
 from dtr_ray.service.servers import check_mlflow, check_study
 
 Check = Callable[[Case], Iterable[Finding]]
-
-_GB = 1e9
-_CLOCK_WARNING_S, _CLOCK_FAIL_S = 2.0, 60.0
-# Ray starts its store with no less.
-_LEAST_STORE_BYTES = 80e6
-# Ray writes nothing more to a disk that is fuller than this (local_fs_capacity_threshold).
-_FULLEST = 0.95
-_LEAST_OPEN_FILES = 4096
-_OTHER_OPEN_FILES = 1000
-_LOOK = "the machines' own look"
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def check_cluster(case: Case) -> Iterator[Finding]:
     joined = False
     case.address = find_address(case.address)
     if case.address is None:
-        yield ok("none runs here: a sweep starts its own, on this machine alone")
+        yield ok("no cluster: a sweep starts its own Ray, on this machine alone")
     else:
         try:
             within(case.limit_s, partial(join, case.address))
@@ -85,7 +81,7 @@ def check_cluster(case: Case) -> Iterator[Finding]:
 
 def check_versions(case: Case) -> Iterator[Finding]:
     """All machines have the same Python, packages and code of ours."""
-    facts = _facts(case, "software")
+    facts = case.facts("software")
     if not facts:
         return
     same = []
@@ -101,49 +97,6 @@ def check_versions(case: Case) -> Iterator[Finding]:
     yield ok(f"{', '.join(same)} {on}")
 
 
-def check_gpus(case: Case) -> Iterator[Finding]:
-    """PyTorch can use the GPUs that are there, and a trial's workers can speak to one another over them."""
-    resources = None if case.config is None else case.config.resources
-    wanted = resources is not None and resources.gpus_per_worker > 0
-    several = resources is not None and resources.workers_per_trial > 1
-    kinds: dict[str, int] = {}
-    for machine, found in _facts(case, "gpu"):
-        level = fail if wanted or machine.gpus else warning
-        count = int(found["count"])
-        if not found["present"]:
-            continue
-        if not found.get("cuda"):
-            yield level(
-                f"{machine.name} has a GPU, but a PyTorch without CUDA", "install PyTorch's build for CUDA there"
-            )
-        elif found["fault"] or not count:
-            version, why = found["driver"] or "unknown", found["fault"] or "PyTorch sees no GPU"
-            yield level(
-                f"{machine.name}: {why} (NVIDIA driver {version}, PyTorch for CUDA {found['cuda']})",
-                f"install an NVIDIA driver that has CUDA {found['cuda']}, and give the container its GPUs",
-            )
-        elif found["unsupported"]:
-            yield fail(
-                f"{machine.name}: this PyTorch has no code for {', '.join(found['unsupported'])}",
-                "install a build of PyTorch for these GPUs",
-            )
-        elif several and found["nccl"] is None:
-            yield fail(f"{machine.name}: this PyTorch has no NCCL", "install PyTorch's build for CUDA and Linux")
-        elif machine.gpus > count:
-            yield fail(
-                f"{machine.name}: Ray counts {machine.gpus:g} GPUs, PyTorch {count}",
-                f"start Ray there with --num-gpus={count}",
-            )
-        else:
-            text = f"{count} x {found['names'][0]} (driver {found['driver']}, CUDA {found['cuda']}"
-            text += f", NCCL {found['nccl']})"
-            kinds[text] = kinds.get(text, 0) + 1
-    for text, count in kinds.items():
-        yield ok(f"{count} machine{'s' * (count > 1)} with {text}")
-    if not kinds and not wanted:
-        yield ok("none, and none is asked for")
-
-
 def check_storage(case: Case) -> Iterator[Finding]:
     """Each machine reads what the driver writes in the output folder, and the driver what it writes."""
     mend = "set storage.output to a folder that all machines share and can write, such as one on NFS"
@@ -151,7 +104,7 @@ def check_storage(case: Case) -> Iterator[Finding]:
         yield fail(f"{case.output} cannot be written here: {case.storage_fault}", mend)
         return
     good = 0
-    for machine, fault in _facts(case, "storage"):
+    for machine, fault in case.facts("storage"):
         if fault:
             yield fail(f"{machine.name} {fault}", mend)
         elif not machine.written:
@@ -163,97 +116,12 @@ def check_storage(case: Case) -> Iterator[Finding]:
         yield ok(f"{case.output} can be written and read {on}")
 
 
-def check_disk(case: Case) -> Iterator[Finding]:
-    """There is room for checkpoints, for the cache of data and weights, and for Ray's own files."""
-    import shutil
-
-    existing = next(path for path in (case.output, *case.output.parents) if path.exists())
-    free, need = shutil.disk_usage(existing).free, _checkpoint_bytes(case)
-    text = f"{size(free)} free for {case.output}"
-    if need:
-        text += f"; all checkpoints take {size(need)}"
-    mend = "free space there, or choose another storage.output"
-    yield fail(text, mend) if free < need else warning(text, mend) if free < 2 * need + _GB else ok(text)
-    least = None
-    for machine, found in _facts(case, "space"):
-        for key, what in (("cache", "DTR_RAY_CACHE"), ("temp", "RAY_TMPDIR")):
-            path, free, total = found[key]
-            text = f"{machine.name}: {size(free)} of {size(total)} free for {path}"
-            mend = f"free space there, or set {what} to a larger disk"
-            if free < (1 - _FULLEST) * total and key == "temp" and free < 50 * _GB:
-                yield fail(f"{text}: Ray stops writing when a disk is {_FULLEST:.0%} full", mend)
-            elif free < _GB:
-                yield fail(text, mend)
-            elif free < 5 * _GB:
-                yield warning(text, mend)
-            elif least is None or free < least[0]:
-                least = (free, text)
-    if least is not None:
-        yield ok(f"{least[1]}, the least of caches and temporary folders")
-
-
-def check_object_store(case: Case) -> Iterator[Finding]:
-    """Ray's object store fits into shared memory."""
-    seen = 0
-    for machine, found in _facts(case, "space"):
-        if "shm" not in found:
-            continue
-        free = found["shm"][1]
-        text = f"{machine.name}: {size(free)} of shared memory free"
-        if machine.object_store_bytes > found["shm"][2]:
-            store = size(machine.object_store_bytes)
-            yield warning(
-                f"{machine.name}: Ray's object store of {store} is larger than its shared memory",
-                "give the container more (--shm-size), or start Ray with a smaller --object-store-memory",
-            )
-        elif not machine.object_store_bytes and free < _LEAST_STORE_BYTES:
-            yield warning(text, "give the container more (--shm-size): Ray's object store lies on disk otherwise")
-        else:
-            seen += 1
-    if seen:
-        yield ok(f"shared memory holds Ray's object store on {seen} machine{'s' * (seen > 1)}")
-
-
-def check_open_files(case: Case) -> Iterator[Finding]:
-    """A process may have enough files and connections open."""
-    from resource import RLIMIT_NOFILE, getrlimit
-
-    limits = {machine.name: limit for machine, limit in _facts(case, "open files")}
-    trials = 0 if case.config is None else case.config.search.num_trials
-    need, here = trials + _OTHER_OPEN_FILES, getrlimit(RLIMIT_NOFILE)[0]
-    mend = "type `ulimit -n 65536` before the sweep, and before `ray start`"
-    if 0 <= here < need:
-        yield warning(f"{here} files a process here, and a sweep of {trials} trials may want {need}", mend)
-    low = {name: limit for name, limit in limits.items() if limit < _LEAST_OPEN_FILES}
-    for name, limit in low.items():
-        yield warning(f"{name}: {limit} files a process of Ray's", mend)
-    if not low and limits:
-        least = min(limits.values())
-        yield ok(f"at least {least} files a process" if least < 2**31 else "no limit")
-
-
-def check_clock(case: Case) -> Iterator[Finding]:
-    """The machines' clocks agree: times of records and of signs of life are compared."""
-    worst = 0.0
-    for machine in case.machines:
-        low, high = machine.clock_s
-        off = low if low > 0 else -high if high < 0 else 0.0
-        worst = max(worst, off)
-        text = f"{machine.name}: its clock is at least {off:.1f} s {'ahead of' if low > 0 else 'behind'} this one"
-        mend = "run a time service there (chrony, or systemd-timesyncd)"
-        if off > _CLOCK_WARNING_S:
-            yield (fail if off > _CLOCK_FAIL_S else warning)(text, mend)
-    if case.machines and worst <= _CLOCK_WARNING_S:
-        alone = case.address is None or len(case.machines) == 1
-        yield ok("one machine, one clock" if alone else f"clocks agree within {_CLOCK_WARNING_S:g} s")
-
-
 def check_weights(case: Case) -> Iterator[Finding]:
     """The pretrained weights that the sweep names are there, or can be fetched."""
     if case.config is None:
         return
     here: dict[str, int] = {}
-    for machine, found in _facts(case, "weights"):
+    for machine, found in case.facts("weights"):
         for name, state, text in found:
             if state == "missing":
                 yield fail(f"{machine.name}: {text}", "put them where it says, or open the way to them")
@@ -263,7 +131,7 @@ def check_weights(case: Case) -> Iterator[Finding]:
                 here[name] = here.get(name, 0) + 1
     for name, count in here.items():
         yield ok(f"{name} on {count} machine{'s' * (count > 1)}")
-    if not any(found for _, found in _facts(case, "weights")):
+    if not any(found for _, found in case.facts("weights")):
         yield ok("none is needed")
 
 
@@ -272,7 +140,7 @@ def check_images(case: Case) -> Iterator[Finding]:
     if case.config is None:
         return
     data, good = case.config.trial.data, 0
-    for machine, fault in _facts(case, "data"):
+    for machine, fault in case.facts("data"):
         if fault:
             yield fail(f"{machine.name}: {fault}", "put the same data there, or mend the file's `data`")
         else:
@@ -298,16 +166,6 @@ def check_room(case: Case) -> Iterator[Finding]:
     yield ok(f"{count} trial{'s' * (count > 1)} of {what} at a time")
 
 
-def _facts(case: Case, part: str) -> list[tuple[Machine, "Any"]]:
-    return [(m, m.answer.facts[part]) for m in case.machines if part in m.answer.facts]
-
-
-def _checkpoint_bytes(case: Case) -> float:
-    from dtr_ray.service.plan import make_plan
-
-    return 0.0 if case.config is None else make_plan(case.config, cluster.local_nodes()).storage_gb * _GB
-
-
 def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
@@ -329,5 +187,5 @@ CHECKS: dict[str, tuple[Check, float]] = {
     "mlflow": (check_mlflow, 1),
     "study": (check_study, 1),
 }
-"""Every check by its name, in order, with its time limit in times of the case's; `ray` asks the machines, whose
-answers those after it judge."""
+"""Every check by its name, in order, with its time limit in times of the case's; `ray` asks the machines,
+whose answers those after it judge."""

@@ -27,7 +27,7 @@ def check_python(case: Case) -> Iterator[Finding]:
 
 
 def check_packages(case: Case) -> Iterator[Finding]:
-    """Every package is there in a version that the package supports; those of its extras where they are used."""
+    """Every package is there in a version that is supported; those of extras where they are used."""
     extra = {"text"} if case.config is not None and case.config.trial.data.text_encoder is not None else set()
     good = 0
     for requirement, of in requirements()[1]:
@@ -42,14 +42,16 @@ def check_packages(case: Case) -> Iterator[Finding]:
             good += 1
         else:
             report = fail if needed else warning
-            yield report(f"{requirement.name} is {found}, not {requirement.specifier}", f"pip install '{requirement}'")
+            yield report(
+                f"{requirement.name} is {found}, not {requirement.specifier}", f"pip install '{requirement}'"
+            )
     yield ok(f"{good} packages in the versions that dtr_ray {dtr_ray.__version__} wants")
 
 
 def requirements() -> tuple[SpecifierSet, list[tuple[Requirement, str | None]]]:
     """Python's versions, and the packages with the extra that asks for each (None: always needed).
 
-    From the pyproject.toml beside a checkout's package, else from what is installed; the developers' own extra
+    From the pyproject.toml beside a checkout's package, else from what is installed; the developers' extra
     is left out. Raises PackageNotFoundError where there is neither.
     """
     if _PYPROJECT.is_file():

@@ -1,16 +1,17 @@
 """Prometheus metrics of sweeps and trials, through the exporter that every machine of a Ray cluster has.
 
-Ray puts `ray_` before each name. A gauge is told again every few seconds by the process that knows it, and
-drops out of the exporter soon after that has ended: only running trials have series of their own.
+Ray puts `ray_` before each name. What a process has told drops out of the exporter soon after its end.
 """
 
+import logging
+import math
 import threading
 import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import ray
 from ray.util import metrics as ray_metrics
@@ -18,7 +19,13 @@ from ray.util import metrics as ray_metrics
 from dtr_ray.service.journal import TrialRecord
 from dtr_ray.service.state import Happening, SweepState
 
+log = logging.getLogger(__name__)
+
 _TELL_EVERY_S = 5.0
+# A trial's first figure comes sooner.
+_FIRST_S = 0.5
+MAX_TRIALS = 250
+"""So many trials of one process have series of their own."""
 # Of the driver's time, at most, for looking at what waits for MLflow.
 _LOOK_SHARE = 0.02
 
@@ -35,12 +42,16 @@ METRICS = {
     "dtr_ray_best_distance": _Kind("gauge", "Best value of the sweep's metric.", ("sweep", "metric")),
     "dtr_ray_device_hours": _Kind("gauge", "Hours times devices, as of the last reports.", ("sweep",)),
     "dtr_ray_records_waiting": _Kind("gauge", "Records that MLflow has not taken yet.", ("sweep",)),
-    "dtr_ray_trial_distance": _Kind("gauge", "Distance last reported.", ("sweep", "trial", "metric")),
-    "dtr_ray_trial_step": _Kind("gauge", "Training step.", ("sweep", "trial")),
+    "dtr_ray_trial_distance": _Kind(
+        "gauge", "Distance last reported, of running trials.", ("sweep", "trial", "metric")
+    ),
+    "dtr_ray_trial_step": _Kind("gauge", "Training step of running trials.", ("sweep", "trial")),
     "dtr_ray_trial_images_per_s": _Kind(
         "gauge", "Images trained on a second, lately; 0 while it evaluates.", ("sweep", "trial")
     ),
-    "dtr_ray_trial_attempt": _Kind("gauge", "1, and one more for each process that died.", ("sweep", "trial")),
+    "dtr_ray_trial_attempt": _Kind(
+        "gauge", "1, and one more for each process that died.", ("sweep", "trial")
+    ),
 }
 """All that is exported, by its name before Ray's prefix."""
 
@@ -48,7 +59,7 @@ _made: dict[str, Any] = {}
 
 
 def sweep_of(folder: Path) -> str:
-    """The `sweep` tag of what runs in a folder: the sweep's name; that of a `train_best` follows its sweep's."""
+    """The `sweep` tag of what runs in a folder: the sweep's name, or `NAME/best` of its `train_best`."""
     nested = not (folder / "sweep.json").exists() and (folder.parent / "sweep.json").exists()
     return f"{folder.parent.name}/{folder.name}" if nested else folder.name
 
@@ -69,28 +80,54 @@ def tell(name: str, value: float, **tags: str) -> None:
 
 
 class TrialMetrics:
-    """What a trial's own process tells of it; cheap enough to be told of every step."""
+    """What a trial's own process tells of it; cheap enough to be told of every step.
+
+    Ray repeats a gauge's last value as long as the process lives, and forgets none: the series of a trial
+    that has ended are NaN from then on, and a process that goes through very many trials has them share one.
+    """
+
+    _trials: ClassVar[set[tuple[str, str]]] = set()
+    """Those of this process that have series of their own."""
 
     def __init__(self, sweep: str, trial: str, batch_size: int, attempt: int) -> None:
-        self._tags = {"sweep": sweep, "trial": trial}
+        if len(self._trials) < MAX_TRIALS:
+            self._trials.add((sweep, trial))
+        own = (sweep, trial) in self._trials
+        self._tags = {"sweep": sweep, "trial": trial if own else "more"}
         self._batch_size, self._attempt = batch_size, attempt
+        self._metric: str | None = None
         self._seen: tuple[float, int] | None = None
         """When it last told, and the step then."""
+        self._every_s = _FIRST_S
 
     def progress(self, step: int) -> None:
         """Hears of each training step, and of each batch of samples while it evaluates."""
         now = time.monotonic()
         if self._seen is None:
             self._seen = (now, step)
-        elif now - self._seen[0] < _TELL_EVERY_S:
+        elif now - self._seen[0] < self._every_s:
             return
         since, before = self._seen
         if now > since:
             rate = (step - before) * self._batch_size / (now - since)
             tell("dtr_ray_trial_images_per_s", rate, **self._tags)
-            self._seen = (now, step)
+            self._seen, self._every_s = (now, step), _TELL_EVERY_S
         tell("dtr_ray_trial_step", step, **self._tags)
         tell("dtr_ray_trial_attempt", self._attempt, **self._tags)
+
+    def evaluated(self, metric: str, value: float) -> None:
+        """Hears of the distance of each evaluation, under its own name."""
+        if self._metric not in (None, metric):
+            tell("dtr_ray_trial_distance", math.nan, metric=str(self._metric), **self._tags)
+        self._metric = metric
+        tell("dtr_ray_trial_distance", value, metric=metric, **self._tags)
+
+    def close(self) -> None:
+        """The trial has ended, or goes on elsewhere."""
+        for name in ("dtr_ray_trial_images_per_s", "dtr_ray_trial_step", "dtr_ray_trial_attempt"):
+            tell(name, math.nan, **self._tags)
+        if self._metric is not None:
+            tell("dtr_ray_trial_distance", math.nan, metric=self._metric, **self._tags)
 
 
 class SweepMetrics:
@@ -99,23 +136,19 @@ class SweepMetrics:
     def __init__(self, state: SweepState, records_waiting: Callable[[], int]) -> None:
         self._state, self._sweep = state, state.config.name
         self._records_waiting = records_waiting
-        self._distances: dict[str, tuple[str, float]] = {}
-        """By running trial: the metric and value of its last report. Replaced, never changed, since another
-        thread reads it."""
         self._best: float | None = None
-        for trial in state.running:
-            self._note(trial)
-        self._note_best()
+        self._find_best()
 
     def __call__(self, happening: Happening, trial: TrialRecord) -> None:
-        """Notes what a trial has reported; one that has ended drops out."""
-        if happening == "reported":
-            self._note(trial)
-            self._note_best()
-        elif happening == "ended":
-            self._distances = {t: d for t, d in self._distances.items() if t != trial.trial_id}
-            if trial.status == "failed":
-                tell("dtr_ray_failures", 1, sweep=self._sweep)
+        """Notes the best distance, and counts failures."""
+        if happening == "reported" and trial.last_step:
+            reported = trial.reports[trial.last_step].get(self._state.metric)
+            if reported is not None:
+                self._best = reported if self._best is None else min(self._best, reported)
+        elif happening == "ended" and trial.status == "failed":
+            tell("dtr_ray_failures", 1, sweep=self._sweep)
+            # Its figures do not count any more.
+            self._find_best()
 
     def tell(self) -> None:
         """Tells all gauges but that of the records, which takes longer."""
@@ -128,32 +161,26 @@ class SweepMetrics:
         tell("dtr_ray_trials", to_come, sweep=sweep, status="to come")
         hours = sum(trial.wall_s for trial in trials) * state.devices_per_trial / 3600
         tell("dtr_ray_device_hours", hours, sweep=sweep)
-        for trial_id, (metric, value) in self._distances.items():
-            tell("dtr_ray_trial_distance", value, sweep=sweep, trial=trial_id, metric=metric)
         if self._best is not None:
             tell("dtr_ray_best_distance", self._best, sweep=sweep, metric=state.metric)
 
     def run(self, done: threading.Event) -> None:
-        """Tells, every few seconds, until `done`; what waits for MLflow is looked at as often as it is cheap."""
+        """Tells, every few seconds, until `done`; what waits for MLflow is counted while that is cheap."""
         waiting, look_at = 0, 0.0
         while True:
             self.tell()
             started = time.monotonic()
             if started >= look_at:
-                waiting = self._records_waiting()
+                try:
+                    waiting = self._records_waiting()
+                except OSError as error:
+                    log.warning("the records that wait for MLflow cannot be counted: %s", error)
                 look_at = time.monotonic() + (time.monotonic() - started) / _LOOK_SHARE
             tell("dtr_ray_records_waiting", waiting, sweep=self._sweep)
             if done.wait(_TELL_EVERY_S):
                 return
 
-    def _note(self, trial: TrialRecord) -> None:
-        if trial.reports and trial.status == "running":
-            metric = self._state.evaluation.metric_at(trial.last_step)
-            self._distances = self._distances | {
-                trial.trial_id: (metric, trial.reports[trial.last_step][metric])
-            }
-
-    def _note_best(self) -> None:
+    def _find_best(self) -> None:
         best = self._state.best()
         self._best = None if best is None else best[2]
 

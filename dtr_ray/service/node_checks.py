@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -31,7 +32,7 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 # A file server may show a new file to other machines seconds later.
 _SEEN_WITHIN_S = 5.0
 
-# In a process of its own: a driver that hangs takes it along, and Ray hides the GPUs from tasks that ask for none.
+# In a process of its own: a driver that hangs takes it along, and Ray hides GPUs from tasks without any.
 _GPU_PROBE = """
 import json, torch
 found = {"cuda": torch.version.cuda, "count": 0, "names": [], "unsupported": [], "nccl": None, "fault": ""}
@@ -122,10 +123,11 @@ def _software(order: Order) -> dict[str, str]:
 
 
 def _gpu(order: Order) -> dict[str, Any]:
-    """What PyTorch sees of the GPUs, and the driver's version; PyTorch is not asked where nothing hints at one."""
-    driver = _DRIVER_FILE.read_text(encoding="utf-8").split("Module")[-1].split() if _DRIVER_FILE.exists() else []
-    found: dict[str, Any] = {"driver": driver[0] if driver else None, "present": bool(driver)}
-    found["present"] |= bool(list(Path("/dev").glob("nvidia[0-9]*"))) or order.num_gpus > 0
+    """The driver's version, and what PyTorch sees; it is not asked where nothing hints at a GPU."""
+    text = _DRIVER_FILE.read_text(encoding="utf-8") if _DRIVER_FILE.exists() else ""
+    driver = re.search(r"\b\d{3,}\.[\d.]+\b", text)
+    present = driver is not None or any(Path("/dev").glob("nvidia[0-9]*")) or order.num_gpus > 0
+    found: dict[str, Any] = {"driver": driver and driver[0], "present": present}
     if not found["present"]:
         return found | {"count": 0}
     hidden = {"CUDA_VISIBLE_DEVICES"} if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else set()
@@ -140,7 +142,7 @@ def _gpu(order: Order) -> dict[str, Any]:
     if answer.returncode:
         lines = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
         raise RuntimeError(f"PyTorch does not start: {lines[-1]}")
-    return found | json.loads(answer.stdout.splitlines()[-1])
+    return {**found, **json.loads(answer.stdout.splitlines()[-1])}
 
 
 def _storage(order: Order) -> str:

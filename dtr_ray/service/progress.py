@@ -10,6 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from dtr_ray import log_lines
 from dtr_ray.config.evaluation import EvaluationConfig
 from dtr_ray.service.attempts import read_heartbeat
 from dtr_ray.service.display import clock
@@ -64,7 +65,9 @@ class TrainingProgress:
         metric = self._evaluation.metric_at(report.step)
         self._value = f"{metric} {figure(report.metrics, metric)} at step {report.step}"
         if self._bar is None:
-            self._say(f"step {report.step}/{self._num_steps}: {metric} {figure(report.metrics, metric)}")
+            text = f"step {report.step}/{self._num_steps}: {metric} {figure(report.metrics, metric)}"
+            with log_lines.about(event="reported", metric=metric, value=report.metrics[metric]):
+                self._say(report.step, text)
 
     def _follow(self) -> None:
         told = time.monotonic()
@@ -79,7 +82,7 @@ class TrainingProgress:
                 self._bar.update(self._task, completed=step, description=phase, rest=rest)
             elif time.monotonic() - told >= _LINE_EVERY_S:
                 told = time.monotonic()
-                self._say(f"step {step}/{self._num_steps}, {phase}" + (f"; {rest}" if rest else ""))
+                self._say(step, f"step {step}/{self._num_steps}, {phase}" + (f"; {rest}" if rest else ""))
 
     def _seconds_left(self, step: int) -> float | None:
         """Time to the last step at the pace since the first one seen, evaluations included."""
@@ -91,6 +94,7 @@ class TrainingProgress:
         since, before = self._first
         return None if step <= before else (now - since) / (step - before) * (self._num_steps - step)
 
-    def _say(self, text: str) -> None:
+    def _say(self, step: int, text: str) -> None:
         line = f"[{clock(time.monotonic() - self._started)}] {text}"
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        with log_lines.about(trial=self._folder.name, step=step):
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)

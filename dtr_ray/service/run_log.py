@@ -74,6 +74,10 @@ class RunLog:
         writer.tags({"dtr_ray.status": "interrupted", "dtr_ray.reason": reason})
         writer.end("KILLED")
 
+    def records_waiting(self) -> int:
+        """Records on disk that MLflow has not taken yet."""
+        return self._tracker.pending()
+
     def run_id(self, run_key: str) -> str | None:
         """MLflow's id of a run, or None while the server has not been reached."""
         return self._tracker.run_id(run_key)

@@ -30,7 +30,9 @@ def check_mlflow(case: Case) -> Iterator[Finding]:
     elif "://" in uri:
         yield _check_database("MLflow's store", uri)
     else:
-        yield fail(f"{uri} is no place that MLflow still writes to", "set tracking.uri to sqlite:///FILE or a server")
+        yield fail(
+            f"{uri} is no place that MLflow still writes to", "set tracking.uri to sqlite:///FILE or a server"
+        )
 
 
 def check_study(case: Case) -> Iterator[Finding]:
@@ -70,7 +72,7 @@ def _check_server(uri: str) -> Iterator[Finding]:
     except urllib.error.HTTPError as error:
         with error:
             refused = error.code in (401, 403)
-            mend = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user of it, and see its --allowed-hosts"
+            mend = "set MLFLOW_TRACKING_USERNAME and _PASSWORD to a user of it, and see its --allowed-hosts"
             yield fail(
                 f"{shown} answers {error.code} {error.reason}",
                 mend if refused else "see the server's own log, and whether tracking.uri is its address",
@@ -116,7 +118,9 @@ def _check_database(what: str, url: str) -> Finding:
             connection.execute(text("select 1"))
         engine.dispose()
     except (ArgumentError, ModuleNotFoundError, ImportError) as error:
-        return fail(f"{what}: {shown}: {in_a_line(error)}", "write it as SQLAlchemy does, and install its driver")
+        return fail(
+            f"{what}: {shown}: {in_a_line(error)}", "write it as SQLAlchemy does, and install its driver"
+        )
     except SQLAlchemyError as error:
         return fail(f"{what}: {shown} does not answer: {in_a_line(error)}", mend)
     return ok(f"{what}: {shown} answers")

@@ -86,7 +86,7 @@ def run_sweep(config: SweepConfig, folder: Path, *, resume: bool = False) -> Out
         state.listeners += [run_log, ResultFiles(state)]
         try:
             if not state.complete:
-                fit_seconds = _fit(state, num_concurrent)
+                fit_seconds = _fit(state, num_concurrent, run_log)
             best, montage = _finish(state, run_log)
         except BaseException as error:
             run_log.interrupted(error)
@@ -121,14 +121,16 @@ def _is_complete(config: SweepConfig, folder: Path) -> bool:
     return holds_sweep(folder) and is_complete(config, replay(read_events(folder / "journal.jsonl")))
 
 
-def _fit(state: SweepState, num_concurrent: int) -> float:
+def _fit(state: SweepState, num_concurrent: int, run_log: RunLog) -> float:
     """Runs the trials; returns the wall seconds that took."""
+    from dtr_ray.service.metrics import exported
     from dtr_ray.service.tuning import run_trials
 
     started = time.monotonic()
     with Display(state) as display, watchdog(state, state.config.failures.stall_timeout_s):
         state.listeners.append(display)
-        run_trials(state.config, state, num_concurrent)
+        with exported(state, run_log.records_waiting):
+            run_trials(state.config, state, num_concurrent)
     return time.monotonic() - started
 
 

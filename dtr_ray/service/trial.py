@@ -15,6 +15,7 @@ from typing import Any
 
 from ray import tune
 
+from dtr_ray import log_lines
 from dtr_ray.config import TrialConfig
 from dtr_ray.config.sweep import ResourcesConfig
 from dtr_ray.service.distributed_trial import Workers, WorkersLostError
@@ -26,7 +27,7 @@ class SweepTrial(tune.Trainable):
     """Runs the trial that its config describes, and in the same process the next ones of its slot.
 
     Keys: `trial_id`, `trial`, `weights` and `resources` (plain values), `sweep_folder`,
-    `evaluate_untrained`, and `working_folder`, where the sweep was started.
+    `evaluate_untrained`, `log_format`, and `working_folder`, where the sweep was started.
     """
 
     _run: Generator[Report]
@@ -37,6 +38,7 @@ class SweepTrial(tune.Trainable):
         self._told = time.monotonic()
         enter(config["working_folder"])
         self._folder = Path(config["sweep_folder"]) / "trials" / config["trial_id"]
+        log_lines.follow(config["log_format"], trial=config["trial_id"])
         self._run = self._reports(config)
 
     def step(self) -> dict[str, Any]:

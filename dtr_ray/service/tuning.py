@@ -18,6 +18,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from dtr_ray import log_lines
 from dtr_ray.config import SweepConfig
 from dtr_ray.config.sweep import ResourcesConfig
 from dtr_ray.service.fetching import settled
@@ -96,6 +97,7 @@ def _launcher(config: SweepConfig, state: SweepState) -> Launch:
             "resources": config.resources.to_dict(),
             "sweep_folder": str(state.folder.resolve()),
             "working_folder": str(Path.cwd()),
+            "log_format": log_lines.chosen(None),
             # One figure of an untrained model is enough: at step 0 all trials give pure noise.
             "evaluate_untrained": record.number == 0,
         }

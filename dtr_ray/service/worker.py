@@ -5,6 +5,7 @@ The same code serves a trial in its own Tune process and every worker of a Ray T
 
 import functools
 import gc
+import logging
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from dtr_ray import log_lines
 from dtr_ray.config import DataConfig, TrialConfig
 from dtr_ray.data import ImageData, load_images
 from dtr_ray.data.cache import cache_dir
@@ -22,10 +24,13 @@ from dtr_ray.data.weights import Weights, find, required_weights
 from dtr_ray.distributed import Group
 from dtr_ray.models.router import Router
 from dtr_ray.service.attempts import AttemptLog
+from dtr_ray.service.metrics import TrialMetrics, sweep_of
 from dtr_ray.service.pictures import draw_mask
 from dtr_ray.service.provenance import environment
 from dtr_ray.service.records import RecordWriter, record_path
 from dtr_ray.training import Observer, Report, train
+
+log = logging.getLogger(__name__)
 
 MASK_FILE = "mask.png"
 # After its sweep was killed a trial's former process dies in seconds; on another machine than the head, which
@@ -44,6 +49,11 @@ class FileObserver(Observer):
         self._records = RecordWriter(record_path(sweep_folder, trial_id, "worker"))
         self._prefix = trial_folder.relative_to(sweep_folder).as_posix()
         self._attempt = AttemptLog(trial_folder)
+        sweep, number = sweep_of(sweep_folder), self._attempt.number
+        self._metric_at = config.evaluation.metric_at
+        self._exported = TrialMetrics(sweep, trial_id, config.training.batch_size, number)
+        log_lines.always(sweep=sweep, trial=trial_id, step=None)
+        log.info("attempt %d begins", number)
         self._records.tags(environment())
         if _write_mask(config, trial_folder / MASK_FILE):
             self._records.artifact(f"{self._prefix}/{MASK_FILE}")
@@ -55,16 +65,23 @@ class FileObserver(Observer):
     def progress(self, step: int, phase: str) -> None:
         """Gives a sign of life."""
         self._attempt.tell(step, phase)
+        self._exported.progress(step)
+        log_lines.always(step=step)
 
     def evaluated(self, report: Report) -> None:
         """Records an evaluation's numbers and its sample grid."""
         self._records.metrics(report.step, report.metrics)
         self._records.artifact(f"{self._prefix}/{report.grid}", "samples")
+        with log_lines.about(event="reported", step=report.step, **report.metrics):
+            log.info("evaluated")
+        metric = self._metric_at(report.step)
+        self._exported.evaluated(metric, report.metrics[metric])
 
     def close(self) -> None:
         """Closes the files."""
         self._records.close()
         self._attempt.close()
+        self._exported.close()
 
 
 @functools.lru_cache(maxsize=2)

@@ -193,7 +193,7 @@ def test_what_cannot_be_estimated_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("count", [200, 1280])
 def test_the_error_is_the_spread_of_repetitions_with_the_quickstarts_features(
     count: int, shared_cache: Path

@@ -1,0 +1,140 @@
+"""What a sweep exports, as Prometheus would scrape it from the machine's exporter; and the dashboard's queries."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scraping import Scraper, scrape
+from tiny_sweeps import METRIC, Finished, folder_of, tiny_sweep, wait_until
+
+from dtr_ray.service import metrics
+from dtr_ray.service.metrics import METRICS, TrialMetrics, exported, sweep_of
+from dtr_ray.service.state import SweepState
+from dtr_ray.training import Report
+
+DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana-dashboard.json"
+EXPORTED = {f"ray_{name}{'_total' * (kind.kind == 'counter')}": set(kind.tags) for name, kind in METRICS.items()}
+
+
+def now(name: str, **labels: str) -> dict[str, float]:
+    """Values of a metric at this moment by trial, or status, of the series with these labels."""
+    found = {}
+    for (full, own), value in scrape().items():
+        pairs = dict(own)
+        if full == f"ray_{name}" and labels.items() <= pairs.items():
+            found[pairs.get("trial") or pairs.get("status", "")] = value
+    return found
+
+
+def test_a_real_sweep_is_seen_by_prometheus(finished_sweep: Finished, scraper: Scraper):
+    trials = finished_sweep.outcome.state.trials
+    done = [len([t for t in trials.values() if t.status == status]) for status in ("completed", "pruned")]
+    assert max(scraper.values("dtr_ray_trials", sweep="tiny", status="running")) >= 1
+    assert max(scraper.values("dtr_ray_trials", sweep="tiny", status="to come")) >= 1
+    assert max(scraper.values("dtr_ray_trials", sweep="tiny", status="completed")) <= done[0]
+    for name in ("dtr_ray_trial_step", "dtr_ray_trial_images_per_s", "dtr_ray_trial_distance"):
+        values = [value for value in scraper.values(name, sweep="tiny") if not math.isnan(value)]
+        assert values, name
+        assert min(values) >= 0, name
+    attempts = {value for value in scraper.values("dtr_ray_trial_attempt", sweep="tiny") if value == value}
+    assert attempts == {1.0}
+    known = {v[METRIC] for t in trials.values() for v in t.reports.values()}
+    for value in scraper.values("dtr_ray_trial_distance", sweep="tiny", metric=METRIC):
+        assert math.isnan(value) or value in known
+    assert min(scraper.values("dtr_ray_records_waiting", sweep="tiny")) >= 0
+    for name, labels in scraper.seen:
+        assert {key for key, _ in labels} == EXPORTED[name]
+
+
+def test_a_sweeps_trials_failures_and_records_are_told_while_it_runs(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(metrics, "_TELL_EVERY_S", 0.2)
+    config = tiny_sweep(tmp_path, name="told", search__num_trials=5)
+    folder_of(config).mkdir()
+    state = SweepState(config, folder_of(config))
+    with exported(state, lambda: 7):
+        first, second, third = (state.next_trial() for _ in range(3))
+        assert not isinstance(first, str)
+        assert not isinstance(second, str)
+        assert not isinstance(third, str)
+        state.report(first.trial_id, Report(10, {METRIC: 300.0}, "c", "g"), seconds=1800.0)
+        state.finish(first.trial_id, "completed")
+        state.report(second.trial_id, Report(10, {METRIC: 200.0}, "c", "g"))
+        state.finish(second.trial_id, "failed", "out of memory")
+        expected = {"running": 1.0, "completed": 1.0, "failed": 1.0, "pruned": 0.0, "to come": 2.0}
+        wait_until(lambda: now("dtr_ray_trials", sweep="told") == expected, 15.0)
+        assert now("dtr_ray_failures_total", sweep="told") == {"": 1.0}
+        # What a failed trial has reported is not the best.
+        assert now("dtr_ray_best_distance", sweep="told", metric=METRIC) == {"": 300.0}
+        assert now("dtr_ray_records_waiting", sweep="told") == {"": 7.0}
+        assert now("dtr_ray_device_hours", sweep="told") == {"": 0.5}
+    assert [type(listener) for listener in state.listeners] == []
+
+
+def test_a_trial_that_has_ended_shows_no_figures_and_very_many_share_one_series(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(metrics, "MAX_TRIALS", 2)
+    monkeypatch.setattr(TrialMetrics, "_trials", set())
+    told = {}
+    monkeypatch.setattr(metrics, "_FIRST_S", 0.0)
+    for number in range(4):
+        trial = told[number] = TrialMetrics("many", f"t{number}", 16, attempt=2)
+        trial.progress(0)
+        trial.progress(3)
+        trial.evaluated("proxy_fd", 5.0)
+        trial.evaluated("fd", 6.0)
+        if number != 1:
+            trial.close()
+    wait_until(lambda: len(now("dtr_ray_trial_step", sweep="many")) == 3, 15.0)
+    steps = now("dtr_ray_trial_step", sweep="many")
+    assert steps["t1"] == 3.0
+    assert math.isnan(steps["t0"])
+    assert math.isnan(steps["more"])
+    assert now("dtr_ray_trial_attempt", sweep="many")["t1"] == 2.0
+    assert now("dtr_ray_trial_images_per_s", sweep="many")["t1"] > 0
+    assert now("dtr_ray_trial_distance", sweep="many", metric="fd")["t1"] == 6.0
+    assert math.isnan(now("dtr_ray_trial_distance", sweep="many", metric="proxy_fd")["t1"])
+
+
+def test_the_final_training_goes_by_its_sweeps_name(tmp_path: Path):
+    folder = tmp_path / "flowers"
+    (folder / "best").mkdir(parents=True)
+    assert sweep_of(folder) == "flowers"
+    (folder / "sweep.json").write_text("{}")
+    assert sweep_of(folder) == "flowers"
+    assert sweep_of(folder / "best") == "flowers/best"
+
+
+def queries(node: Any) -> list[str]:
+    """All PromQL in a dashboard."""
+    if isinstance(node, dict):
+        own = [v for k, v in node.items() if k in ("expr", "definition", "query") and isinstance(v, str)]
+        return own + [text for value in node.values() for text in queries(value)]
+    return [text for value in node for text in queries(value)] if isinstance(node, list) else []
+
+
+def test_every_query_of_the_dashboard_names_what_is_exported_with_its_tags():
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    texts = [text for text in queries(dashboard) if text != "prometheus"]
+    assert len(texts) >= 14
+    named = set()
+    for text in texts:
+        names = re.findall(r"\bray_\w+", text)
+        assert names, text
+        named |= set(names)
+        tags = set.intersection(*(EXPORTED[name] for name in names))
+        used = re.findall(r"(\w+)=~", text) + [
+            tag.strip() for group in re.findall(r"by \(([^)]*)\)", text) for tag in group.split(",")
+        ]
+        assert set(used) <= tags, text
+    assert named == set(EXPORTED)
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24, panel["title"]
