@@ -11,7 +11,7 @@ from collections import Counter as Counts
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ray
 from ray.util import metrics as ray_metrics
@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 _TELL_EVERY_S = 5.0
 # A trial's first figure comes sooner.
 _FIRST_S = 0.5
-MAX_TRIALS = 250
-"""So many trials of one process have series of their own."""
 # Of the driver's time, at most, for looking at what waits for MLflow.
 _LOOK_SHARE = 0.02
 
@@ -82,18 +80,12 @@ def tell(name: str, value: float, **tags: str) -> None:
 class TrialMetrics:
     """What a trial's own process tells of it; cheap enough to be told of every step.
 
-    Ray repeats a gauge's last value as long as the process lives, and forgets none: the series of a trial
-    that has ended are NaN from then on, and a process that goes through very many trials has them share one.
+    Ray repeats a gauge's last value as long as the process lives, but exports no NaN: so the series of a trial
+    go when it ends, and there are no more of them than trials run at a time.
     """
 
-    _trials: ClassVar[set[tuple[str, str]]] = set()
-    """Those of this process that have series of their own."""
-
     def __init__(self, sweep: str, trial: str, batch_size: int, attempt: int) -> None:
-        if len(self._trials) < MAX_TRIALS:
-            self._trials.add((sweep, trial))
-        own = (sweep, trial) in self._trials
-        self._tags = {"sweep": sweep, "trial": trial if own else "more"}
+        self._tags = {"sweep": sweep, "trial": trial}
         self._batch_size, self._attempt = batch_size, attempt
         self._metric: str | None = None
         self._seen: tuple[float, int] | None = None
@@ -123,7 +115,7 @@ class TrialMetrics:
         tell("dtr_ray_trial_distance", value, metric=metric, **self._tags)
 
     def close(self) -> None:
-        """The trial has ended, or goes on elsewhere."""
+        """The trial has ended, or goes on elsewhere: its series go."""
         for name in ("dtr_ray_trial_images_per_s", "dtr_ray_trial_step", "dtr_ray_trial_attempt"):
             tell(name, math.nan, **self._tags)
         if self._metric is not None:

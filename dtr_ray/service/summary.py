@@ -77,7 +77,8 @@ def _proxies(state: SweepState) -> Iterator[str]:
         yield f"no trial has reached a full {state.metric}: there is no best trial, and no best.json"
         yield f"{len(values)} have a {proxy} alone, the lowest {value:.4g} ({trial_id}): it is no result"
     elif values:
-        yield f"ended with a {proxy} alone, without a {state.metric}: {len(values)} of {len(state.trials)} trials"
+        share = f"{len(values)} of {len(state.trials)} trials"
+        yield f"ended with a {proxy} alone, without a {state.metric}: {share}"
 
 
 def _troubles(outcome: Outcome) -> Iterator[str]:

@@ -35,6 +35,7 @@ def test_a_real_sweep_is_seen_by_prometheus(finished_sweep: Finished, scraper: S
     assert max(scraper.values("dtr_ray_trials", sweep="tiny", status="running")) >= 1
     assert max(scraper.values("dtr_ray_trials", sweep="tiny", status="to come")) >= 1
     assert max(scraper.values("dtr_ray_trials", sweep="tiny", status="completed")) <= done[0]
+    print(scraper.seen)
     for name in ("dtr_ray_trial_step", "dtr_ray_trial_images_per_s", "dtr_ray_trial_distance"):
         values = [value for value in scraper.values(name, sweep="tiny") if not math.isnan(value)]
         assert values, name
@@ -75,30 +76,24 @@ def test_a_sweeps_trials_failures_and_records_are_told_while_it_runs(
     assert [type(listener) for listener in state.listeners] == []
 
 
-def test_a_trial_that_has_ended_shows_no_figures_and_very_many_share_one_series(
-    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(metrics, "MAX_TRIALS", 2)
-    monkeypatch.setattr(TrialMetrics, "_trials", set())
-    told = {}
+def test_there_are_series_of_running_trials_alone(ray_cluster: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(metrics, "_FIRST_S", 0.0)
-    for number in range(4):
-        trial = told[number] = TrialMetrics("many", f"t{number}", 16, attempt=2)
+    trials = [TrialMetrics("many", f"t{number}", 16, attempt=2) for number in range(2)]
+    for trial in trials:
         trial.progress(0)
         trial.progress(3)
         trial.evaluated("proxy_fd", 5.0)
         trial.evaluated("fd", 6.0)
-        if number != 1:
-            trial.close()
-    wait_until(lambda: len(now("dtr_ray_trial_step", sweep="many")) == 3, 15.0)
-    steps = now("dtr_ray_trial_step", sweep="many")
-    assert steps["t1"] == 3.0
-    assert math.isnan(steps["t0"])
-    assert math.isnan(steps["more"])
-    assert now("dtr_ray_trial_attempt", sweep="many")["t1"] == 2.0
-    assert now("dtr_ray_trial_images_per_s", sweep="many")["t1"] > 0
-    assert now("dtr_ray_trial_distance", sweep="many", metric="fd")["t1"] == 6.0
-    assert math.isnan(now("dtr_ray_trial_distance", sweep="many", metric="proxy_fd")["t1"])
+    wait_until(lambda: now("dtr_ray_trial_step", sweep="many") == {"t0": 3.0, "t1": 3.0}, 15.0)
+    assert now("dtr_ray_trial_attempt", sweep="many") == {"t0": 2.0, "t1": 2.0}
+    assert min(now("dtr_ray_trial_images_per_s", sweep="many").values()) > 0
+    assert now("dtr_ray_trial_distance", sweep="many", metric="fd") == {"t0": 6.0, "t1": 6.0}
+    assert now("dtr_ray_trial_distance", sweep="many", metric="proxy_fd") == {}
+    trials[0].close()
+    trials[1].progress(4)
+    wait_until(lambda: "t0" not in now("dtr_ray_trial_step", sweep="many"), 15.0)
+    for name in ("step", "images_per_s", "attempt", "distance"):
+        assert list(now(f"dtr_ray_trial_{name}", sweep="many")) == ["t1"], name
 
 
 def test_the_final_training_goes_by_its_sweeps_name(tmp_path: Path):
