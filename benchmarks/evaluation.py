@@ -56,9 +56,16 @@ class StandIn(Inception):
 
         self._resize = build_resizer("clean")
         torch.manual_seed(0)
-        model = torchvision.models.inception_v3(weights=None, init_weights=False, transform_input=False)
+        model = torchvision.models.inception_v3(
+            weights=None, init_weights=False, transform_input=False, aux_logits=False
+        )
         model.fc = nn.Identity()
-        self._layers = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+        # Statistics that fit the random weights, or nothing would be left of an image after 94 layers.
+        model.train().requires_grad_(False)(torch.randn(8, 3, 299, 299))
+        self._layers = model.eval().to(device, memory_format=torch.channels_last)
 
 
 class Clock:

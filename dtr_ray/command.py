@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dtr_ray import log_lines
-from dtr_ray.config.errors import ConfigWarning
+from dtr_ray.config.errors import ConfigWarning, is_refusal, one_line
 
 INTERRUPTED = 130
 
@@ -67,9 +67,10 @@ def run_command(
 ) -> int:
     """Runs a command and returns its exit code.
 
-    A ValueError is the user's to mend and is shown without a traceback. An interrupt (Ctrl-C, or SIGTERM)
-    is answered with `resume`, the command that goes on (or what tells it, if that is known only later).
-    `log_format` is that of `add_log_format`; a command that has no such option speaks to people.
+    A ValueError that this package raises is the user's to mend and is shown without a traceback; one that
+    comes out of a library is a fault, as any other exception, and keeps its traceback. An interrupt (Ctrl-C,
+    or SIGTERM) is answered with `resume`, the command that goes on (or what tells it, if that is known only
+    later). `log_format` is that of `add_log_format`; a command that has no such option speaks to people.
     """
     try:
         chosen = log_lines.chosen(log_format)
@@ -91,7 +92,11 @@ def _run_command(command: Callable[[], int], resume: str | Callable[[], str] | N
     try:
         return command()
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not is_refusal(error):
+            raise
+        # Names of files and text from files are no commands to a terminal.
+        message = "\n".join(map(one_line, str(error).split("\n")))
+        print(f"error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         resume = resume() if callable(resume) else resume

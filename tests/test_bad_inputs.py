@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import io
-import os
 import random
 import shutil
 import warnings
@@ -25,7 +24,9 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_ground(tmp_path_factory.mktemp("bad") / "ground")
 
 
-def run_case(case: Case, ground: Path, root: Path, patch: pytest.MonkeyPatch) -> tuple[int, str, str, list[str]]:
+def run_case(
+    case: Case, ground: Path, root: Path, patch: pytest.MonkeyPatch
+) -> tuple[int, str, str, list[str]]:
     """Exit code, what went to stdout and stderr, and the files that it changed where it must not."""
     inside = root / "surroundings" / "here"
     inside.mkdir(parents=True)
@@ -50,7 +51,9 @@ def run_case(case: Case, ground: Path, root: Path, patch: pytest.MonkeyPatch) ->
     return code, out.getvalue(), err.getvalue(), [name for name in changed if not name.startswith(allowed)]
 
 
-def problems(case: Case, code: int, out: str, err: str, changed: list[str], log: str, root: Path) -> list[str]:
+def problems(
+    case: Case, code: int, out: str, err: str, changed: list[str], log: str, root: Path
+) -> list[str]:
     """What a case has done wrong."""
     found = []
     text = "\n".join([out, err, log])
@@ -74,10 +77,15 @@ def problems(case: Case, code: int, out: str, err: str, changed: list[str], log:
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else []) for case in CASES]
+    "case",
+    [pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else []) for case in CASES],
 )
 def test_a_bad_input_ends_in_one_clear_line(
-    case: Case, ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    case: Case,
+    ground: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
     ended = run_case(case, ground, tmp_path, monkeypatch)
     assert problems(case, *ended, caplog.text, tmp_path) == [], ended

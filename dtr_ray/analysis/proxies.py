@@ -18,6 +18,7 @@ import torch
 
 from dtr_ray.analysis.ranks import Correlation, kendall, kept, spearman
 from dtr_ray.config import SweepConfig, TrialConfig
+from dtr_ray.config.files import read_config
 from dtr_ray.config.protocol import protocol_of
 from dtr_ray.config.read import change_trial
 from dtr_ray.data import ImageData, load_images
@@ -25,7 +26,8 @@ from dtr_ray.data.cache import cache_dir
 from dtr_ray.distributed import Group
 from dtr_ray.evaluation.evaluate import Evaluator
 from dtr_ray.export.trained import open_model
-from dtr_ray.training.state import CONFIG_FILE, MANIFEST_FILE
+from dtr_ray.training.checksums import MANIFEST_FILE
+from dtr_ray.training.state import CONFIG_FILE
 
 CSV_FILE = "proxy.csv"
 _MIN_TRIALS = 3
@@ -144,7 +146,7 @@ def _sweep(folder: Path) -> SweepConfig:
     path = folder / "sweep.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not the folder of a sweep: it has no sweep.json")
-    return SweepConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    return read_config(path, SweepConfig)
 
 
 def _changed(trial: TrialConfig, sets: Sequence[str], source: str) -> TrialConfig:

@@ -1,6 +1,7 @@
 """What is wrong with a configuration, in words for the person who wrote it."""
 
 import difflib
+import dis
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,6 +11,22 @@ Path = tuple[str | int, ...]
 
 class ConfigError(ValueError):
     """The user's configuration is wrong; one line a problem names file, line, key, value and rule."""
+
+
+def is_refusal(error: ValueError) -> bool:
+    """Whether this package raised an error itself, on purpose: then its message was written for the user.
+
+    Any other ValueError comes out of a library or a built-in function that was called wrongly, which is a
+    fault of ours: its traceback is worth more than its message.
+    """
+    place = error.__traceback__
+    if place is None:
+        return False
+    while place.tb_next is not None:
+        place = place.tb_next
+    code = place.tb_frame.f_code
+    own = str(place.tb_frame.f_globals.get("__name__", "")).startswith("dtr_ray")
+    return own and code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 class ConfigWarning(UserWarning):

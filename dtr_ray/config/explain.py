@@ -82,7 +82,8 @@ def _rule(detail: dict[str, Any], place: Place, model: type[Config]) -> str:
         word, limit = _LIMITS[kind]
         return f"must be {word} {shown(context[limit])}, got {shown(value)}"
     if kind == "string_pattern_mismatch":
-        return f"must begin with a letter or digit, then letters, digits, '.', '_' or '-'; got {shown(value)}"
+        rule = "must begin with a letter or digit, then letters, digits, '.', '_' or '-', 100 at most"
+        return f"{rule}; got {shown(value)}"
     if kind == "too_short":
         return "is empty: it needs at least one entry"
     if kind == "string_too_short":

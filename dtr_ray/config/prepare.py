@@ -90,7 +90,7 @@ SourceConfig = Annotated[
 class PrepareConfig(Config):
     """A data set to prepare, whole, as a DATA.yaml holds it."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     """Name of the data set: its folder below `output`."""
     source: SourceConfig
     resolution: Positive = 256

@@ -158,7 +158,17 @@ class StorageConfig(Config):
     output: Text = "runs"
     """Folder that holds the sweep's folder; on a cluster, one that every node sees."""
     study: Text | None = None
-    """Optuna storage URL; default: SQLite in the sweep's folder."""
+    """Optuna storage URL (`postgresql://USER@HOST/DATABASE`); default: SQLite in the sweep's folder."""
+    study_name: Text | None = None
+    """Name of a study that several sweeps share: they learn from one another's trials, and repeat none.
+    Default: one of its own, under the sweep's name."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.study_name is not None and self.study is None:
+            rule = f"{shown(self.study_name)} is to be shared, which a file in the sweep's own folder is not"
+            raise broken("study_name", f"{rule}: set storage.study", "study")
+        return self
 
 
 def _ordered(space: Space) -> Space:
@@ -169,7 +179,7 @@ def _ordered(space: Space) -> Space:
 class SweepConfig(Config):
     """A sweep, whole, as a search space file holds it."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     """Name of the sweep: its folder, its study, its MLflow experiment."""
     trial: TrialConfig
     """The base trial; searched parameters replace its values."""

@@ -12,6 +12,7 @@ from dtr_ray.config.base import Config, Positive, PositiveFloat, Probability
 from dtr_ray.config.data import DataConfig
 from dtr_ray.config.errors import RuleError
 from dtr_ray.config.evaluation import EvaluationConfig
+from dtr_ray.config.files import read_config
 from dtr_ray.config.model import ModelConfig
 from dtr_ray.config.routing import DTRRouting, RoutingConfig
 from dtr_ray.config.rules import trial_problems
@@ -110,5 +111,5 @@ class TrialConfig(Config):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads what `save` wrote."""
-        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        """Reads what `save` wrote; raises ConfigError, which names the file, where it is something else."""
+        return read_config(path, cls)

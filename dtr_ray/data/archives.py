@@ -1,6 +1,6 @@
 """Zips and tars: their members listed once, then read by seeking; nothing is unpacked."""
 
-import json
+import stat
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dtr_ray.config.files import parse_json
 from dtr_ray.config.prepare import ArchiveSource
 from dtr_ray.data.file_source import CaptionFiles, FileSource
 from dtr_ray.data.files import ZIP_MEMBER, Archives, Files, TarFiles, ZipFiles, seekable
@@ -112,6 +113,8 @@ def _list_zip(path: Path) -> tuple[list[str], ZipFiles]:
     for i, info in enumerate(infos):
         if info.flag_bits & _ENCRYPTED:
             raise ValueError(f"{path}: {info.filename} is encrypted")
+        if stat.S_ISLNK(info.external_attr >> 16) and is_image(info.filename):
+            raise ValueError(f"{path}: {info.filename} is a link: pack the zip anew without --symlinks")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{path}: {info.filename} is neither stored nor deflated: pack the zip anew")
         sizes = min(info.compress_size, _LARGEST), min(info.file_size, _LARGEST)
@@ -144,7 +147,7 @@ def _labelled(
         return lay_out(images, num_classes, where)
     number = names.index(labels_name)
     try:
-        found = json.loads(files.read(number))["labels"]
+        found = parse_json(files.read(number), files.name(number), dict)["labels"]
         labels = dict(found) if found is not None else None
     except (ValueError, TypeError, KeyError) as error:
         rule = 'must be {"labels": [[NAME, CLASS], ...]} or {"labels": null}'

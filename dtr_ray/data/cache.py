@@ -38,12 +38,27 @@ def build_once(path: Path, build: Callable[[Path], None]) -> Path:
     Raises:
         ValueError: the folder cannot be written.
     """
-    if path.exists():
+    if _is_there(path):
         return path
     with locked(path):
         if not path.exists():
             _build(path, build)
     return path
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: OSError) -> ValueError:
+    reason = error.strerror or error
+    return ValueError(
+        f"the cache folder {str(path.parent)[:300]} cannot be written ({reason}): set DTR_RAY_CACHE to one "
+        "that can"
+    )
 
 
 @contextmanager
@@ -54,9 +69,7 @@ def locked(path: Path) -> Iterator[None]:
         lock = FileLock(path.with_name(f".{path.name}.lock"))
         lock.acquire()
     except OSError as error:
-        raise ValueError(
-            f"the cache folder {path.parent} cannot be written ({error}): set DTR_RAY_CACHE to one that can"
-        ) from error
+        raise _unusable(path, error) from error
     try:
         yield
     finally:

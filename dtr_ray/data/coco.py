@@ -49,7 +49,7 @@ def _read(path: Path) -> dict[str, list[str]]:
     except (KeyError, TypeError) as error:
         rule = "must be COCO's captions: images with id and file_name, annotations with image_id and caption"
         raise ValueError(f"{path} {rule}: {error!r}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     return texts
 

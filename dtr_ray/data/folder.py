@@ -104,7 +104,11 @@ def _decode_all(files: ImageFiles, resolution: int, path: Path) -> None:
 
 
 def _class_folders(root: Path, num_classes: int | None) -> list[Path]:
-    if not root.exists():
+    try:
+        exists = root.exists()
+    except OSError as error:
+        raise ValueError(f"the folder {str(root)[:200]} cannot be looked up: {error.strerror}") from error
+    if not exists:
         raise ValueError(f"the folder {root} does not exist")
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder")

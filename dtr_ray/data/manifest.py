@@ -21,13 +21,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from dtr_ray.config.base import Config
 from dtr_ray.config.data import DataConfig
 from dtr_ray.config.errors import shown
+from dtr_ray.config.files import is_inside
 
 MANIFEST = "manifest.json"
 LABELS = "labels.npy"
@@ -37,19 +38,30 @@ WORK = ".work"
 """Folder below a prepared one with what is needed to go on; gone when it is complete."""
 
 
+def _check_inside(name: str) -> str:
+    if not is_inside(name):
+        raise ValueError(f"{name!r:.80} leads out of the folder; refused")
+    return name
+
+
+Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, AfterValidator(_check_inside)]
+"""A file of the folder, by its path from it."""
+
+
 class FileEntry(Config):
     """A file of the folder."""
 
     sha256: str
-    num_bytes: int
+    num_bytes: Count
 
 
 class ShardEntry(Config):
     """Images that follow one another, and where they are; paths from the folder."""
 
-    num_images: int
-    pixels: str | None = None
-    latents: str | None = None
+    num_images: Count
+    pixels: Name | None = None
+    latents: Name | None = None
 
 
 class VaeEntry(Config):
@@ -84,8 +96,8 @@ class ReferenceEntry(Config):
     digest: str
     """Hash of the extractor's weights."""
     num_features: int
-    statistics: str
-    features: str
+    statistics: Name
+    features: Name
     num_kept: int
     """Images whose features are kept."""
 
@@ -129,10 +141,17 @@ class Manifest(Config):
     references: dict[str, ReferenceEntry]
     """By the extractor's name."""
     skipped: list[SkippedImage]
-    files: dict[str, FileEntry]
+    files: dict[Name, FileEntry]
     """Every other file of the folder, by its path from it."""
     config: dict[str, Any]
     """The PrepareConfig that it was made by."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        held = sum(shard.num_images for shard in self.shards)
+        if held != self.num_images:
+            raise ValueError(f"num_images is {self.num_images}, but its shards hold {held}")
+        return self
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:

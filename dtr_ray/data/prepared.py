@@ -11,6 +11,7 @@ import torch
 
 from dtr_ray.config import DataConfig
 from dtr_ray.config.data import TEXT_TOKENS
+from dtr_ray.data.arrays import load_array
 from dtr_ray.data.captions import Captions, sample_images
 from dtr_ray.data.dataset import ImageData, References
 from dtr_ray.data.latents import LatentData, load_vae, vae_digest
@@ -61,9 +62,7 @@ def load_prepared(config: DataConfig) -> ImageData:
     if manifest.has_pixels:
         shape = (3, manifest.resolution, manifest.resolution)
         pixels = Rows([folder / str(file) for file in files], counts, shape, np.uint8)
-    labels = torch.from_numpy(np.load(folder / LABELS, allow_pickle=False))
-    if len(labels) != manifest.num_images:
-        raise ValueError(f"{folder / LABELS} has {len(labels)} labels for {manifest.num_images} images")
+    labels = torch.from_numpy(_labels(folder / LABELS, manifest))
     data = ImageData(pixels, labels, manifest.num_classes, manifest.identity)
     if manifest.vae is not None:
         data = _latents(config, manifest, data, counts)
@@ -103,6 +102,17 @@ def _latents(config: DataConfig, manifest: Manifest, images: ImageData, counts: 
     files = [folder / str(shard.latents) for shard in manifest.shards]
     shape = (2 if entry.flip else 1, 2, *entry.shape)
     return LatentData(images, Rows(files, counts, shape, entry.dtype), vae, config.latent_scale)
+
+
+def _labels(path: Path, manifest: Manifest) -> np.ndarray:
+    """int64 (N,), as the manifest wants them."""
+    labels = load_array(path)
+    if labels.dtype != np.int64 or labels.shape != (manifest.num_images,):
+        given = f"{len(labels)} labels" if labels.ndim == 1 else f"{labels.dtype} {labels.shape}"
+        raise ValueError(f"{path} has {given} for {manifest.num_images} images: it must be int64 (images,)")
+    if labels.size and not 0 <= labels.min() <= labels.max() < manifest.num_classes:
+        raise ValueError(f"{path} has labels beyond the {manifest.num_classes} classes")
+    return labels
 
 
 def _folder(config: DataConfig) -> Path:

@@ -203,7 +203,7 @@ def _classes(schema: Any) -> dict[str, list[str] | None]:
 def _json(path: Path, key: str) -> Any:
     try:
         return json.loads(path.read_bytes())[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error!r}") from error
 
 

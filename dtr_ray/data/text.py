@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dtr_ray.config import DataConfig
 from dtr_ray.config.data import TEXT_TOKENS
+from dtr_ray.config.files import read_json
 from dtr_ray.data.cache import looks_local
 from dtr_ray.data.hub import wanted_files
 from dtr_ray.data.weights import find_part, part_folder
@@ -101,7 +102,7 @@ def check_text_encoder(config: DataConfig) -> None:
         raise ValueError(f"{what} ({error})") from error
     folder = part_folder(folder, "text_encoder")
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = read_json(folder / "config.json")
     except ValueError as error:
         raise ValueError(f"{what}: its config.json cannot be read: {error}") from error
     if values.get("model_type") not in ("clip", "clip_text_model"):

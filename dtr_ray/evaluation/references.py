@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dtr_ray.config import DataConfig
 from dtr_ray.data import ImageData
+from dtr_ray.data.arrays import load_array, load_arrays
 from dtr_ray.data.cache import build_once, write_npy
 from dtr_ray.data.prepared import check_prepared
 from dtr_ray.evaluation.features import Extractor
@@ -99,8 +100,12 @@ def reference_statistics(
 
     if ready is None:
         build_once(path, lambda temporary: write_statistics(batches(), len(data), temporary))
-    with np.load(path if ready is None else ready.statistics, allow_pickle=False) as arrays:
-        return Reference(arrays["mu"], arrays["sigma"], arrays["root"], int(arrays["num_images"]))
+    file = path if ready is None else ready.statistics
+    mu, sigma, root, num_images = load_arrays(file, ("mu", "sigma", "root", "num_images"))
+    count = extractor.num_features
+    if (mu.shape, sigma.shape, root.shape[1:], num_images.shape) != ((count,), (count, count), (count,), ()):
+        raise ValueError(f"{file} does not hold the statistics of {count} features: remove it")
+    return Reference(mu, sigma, root, int(num_images))
 
 
 def reference_features(
@@ -129,9 +134,7 @@ def reference_features(
     if ready is None:
         build_once(path, lambda temporary: write_npy(temporary, shape, np.float32, chunks()))
     # Copy on write: torch warns of maps that it must not write to.
-    features: NDArray[np.float32] = np.load(
-        path if ready is None else ready.features, mmap_mode="c", allow_pickle=False
-    )
+    features: NDArray[np.float32] = load_array(path if ready is None else ready.features, mmap_mode="c")
     return features
 
 

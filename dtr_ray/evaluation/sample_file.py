@@ -13,6 +13,8 @@ import torch
 from numpy.lib import format as npy_format
 from torch import Tensor
 
+from dtr_ray.config.files import make_folder
+
 
 class SampleFile:
     """Writes an `.npz` of `arr_0`, uint8 (N, H, W, 3), and `arr_1`, labels int64 (N,), in little memory.
@@ -76,7 +78,7 @@ class SampleParts:
     @contextmanager
     def beside(cls, path: Path) -> Iterator[Self]:
         """In a folder beside the file that they are for, which is gone in the end."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             yield cls(Path(folder))
 
@@ -98,5 +100,5 @@ class SampleParts:
     def read(self) -> Iterator[Tensor]:
         """Their images, uint8 (B, 1 or 3, H, W), in order; what was read is gone from the disk."""
         for path in sorted(self._folder.glob("*.npy")):
-            yield torch.from_numpy(np.load(path))
+            yield torch.from_numpy(np.load(path, allow_pickle=False))
             path.unlink()

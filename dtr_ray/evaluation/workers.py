@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessException, start_processes
 
+from dtr_ray.config.errors import is_refusal
 from dtr_ray.distributed import Group
 
 Work = Callable[..., Any]
@@ -86,6 +87,8 @@ def _run(rank: int, work: Work, arguments: tuple[Any, ...], num_workers: int, fo
     try:
         found = work(Group.current(), device, *arguments)
     except ValueError as error:
+        if not is_refusal(error):
+            raise
         _write(Path(folder, _ERROR), str(error), rank)
         # At once: the others, which may wait for this one, are ended by the process that started them.
         os._exit(_REFUSED)

@@ -12,10 +12,12 @@ from dtr_ray.config import Config, TrialConfig
 from dtr_ray.config.base import flatten
 from dtr_ray.evaluation.evaluate import grid_columns, save_grid
 from dtr_ray.export.trained import TrainedModel, build_pipeline, open_model
+from dtr_ray.training.checksums import write_checksums
 from dtr_ray.training.state import CONFIG_FILE
 
 GRID_FILE = "samples.png"
 FIGURES_FILE = "figures.json"
+_CARD_FILE = "README.md"
 
 _README = """\
 ---
@@ -91,7 +93,9 @@ def export_model(
     if figures is not None:
         (temporary / FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     card = _model_card(trained, name, facts or {}, pipeline.config.prompts)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
+    (temporary / _CARD_FILE).write_text(card, encoding="utf-8")
+    # What people may well write in or exchange is left out.
+    write_checksums(temporary, but=(_CARD_FILE, GRID_FILE, FIGURES_FILE))
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return folder

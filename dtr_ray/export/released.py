@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from dtr_ray.config import TrialConfig
 from dtr_ray.models import build_model, load_weights
+from dtr_ray.training.checksums import write_checksums
 from dtr_ray.training.state import CONFIG_FILE, EMA_FILE
 
 
@@ -38,5 +39,6 @@ def import_checkpoint(file: Path, trial: TrialConfig, folder: Path) -> Path:
     temporary.mkdir(parents=True)
     save_file(model.state_dict(), temporary / EMA_FILE)
     trial.save(temporary / CONFIG_FILE)
+    write_checksums(temporary)
     temporary.rename(folder)
     return folder

@@ -1,14 +1,16 @@
 """Trained models, opened from whatever folder holds one."""
 
-import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from dtr_ray.config import TrialConfig
+from dtr_ray.config.files import inside, needed, read_json
 from dtr_ray.data.cache import cache_dir
 from dtr_ray.data.images import sample_captions
 from dtr_ray.data.latents import load_vae
@@ -16,6 +18,7 @@ from dtr_ray.data.text import load_text_encoder
 from dtr_ray.export.model import EXPORTED, DTRModel
 from dtr_ray.export.pipeline import SCHEDULERS, DTRPipeline
 from dtr_ray.models import load_weights
+from dtr_ray.training.checksums import MANIFEST_FILE, find_damage
 from dtr_ray.training.state import CONFIG_FILE, EMA_FILE, TRAINING_FILE, latest_checkpoint
 
 INDEX_FILE = "model_index.json"
@@ -50,15 +53,19 @@ def find_model(path: Path) -> Path:
         return path / EXPORT_FOLDER
     best = path / "best.json"
     if best.is_file():
-        found = json.loads(best.read_text(encoding="utf-8"))
+        found = read_json(best)
+        needed(found, {"step": int}, str(best))
         # A sweep's tells the place, a trial's the step.
-        folder = path / str(found.get("checkpoint") or f"checkpoints/{found['step']:08d}")
+        place = str(found.get("checkpoint") or f"checkpoints/{found['step']:08d}")
+        folder = inside(path, place, best)
         if (folder / EMA_FILE).is_file():
             return folder
     newest = latest_checkpoint(path)
     if newest is not None:
         return newest
     what = "holds no trained model" if path.is_dir() else "is not a folder"
+    if (path / MANIFEST_FILE).is_file() or (path / TRAINING_FILE).is_file():
+        what = f"is a damaged checkpoint: it has no {EMA_FILE}"
     raise ValueError(f"{path} {what}: give a checkpoint, an export, or the folder of a trial or sweep")
 
 
@@ -77,17 +84,42 @@ def open_model(path: Path, device: torch.device | str = "cpu") -> TrainedModel:
     """Reads a model from any folder that `find_model` knows.
 
     Raises:
-        ValueError: there is no model, or its weights do not fit its configuration.
+        ValueError: there is no model, it is damaged, or its weights do not fit its configuration.
     """
     folder = find_model(path)
+    exported = (folder / INDEX_FILE).is_file()
+    # Of a checkpoint, that which is read below.
+    _check_whole(folder, None if exported else (EMA_FILE, TRAINING_FILE, CONFIG_FILE))
     config = read_config(folder)
-    if (folder / INDEX_FILE).is_file():
-        kind: Any = EXPORTED[config.model.family]
-        model: DTRModel = kind.from_pretrained(folder / "transformer", low_cpu_mem_usage=False)
+    if exported:
+        model = _read_export(folder / "transformer", EXPORTED[config.model.family])
     else:
         model = DTRModel.from_trial(config, _steps_done(folder))
         load_weights(model, folder / EMA_FILE)
     return TrainedModel(config, model.to(device).eval().requires_grad_(False), folder)
+
+
+def _check_whole(folder: Path, names: Sequence[str] | None) -> None:
+    """Raises ValueError where a file is not as it was written; folders from before checksums have none."""
+    if not (folder / MANIFEST_FILE).exists() and not (folder / MANIFEST_FILE).is_symlink():
+        return
+    damage = find_damage(folder, names)
+    if damage is not None:
+        raise ValueError(
+            f"{folder} is damaged: {damage}. Copy it again from where it is whole, or take another checkpoint"
+            f" (where you changed it yourself, remove its {MANIFEST_FILE})"
+        )
+
+
+def _read_export(folder: Path, kind: Any) -> DTRModel:
+    """The network of an export; raises ValueError where it cannot be read."""
+    try:
+        model: DTRModel = kind.from_pretrained(folder, low_cpu_mem_usage=False, use_safetensors=True)
+    # What diffusers lets through for a broken configuration or broken weights.
+    except (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the export {folder} cannot be read: {type(error).__name__}: {reason}") from error
+    return model
 
 
 def _steps_done(checkpoint: Path) -> int:
@@ -95,8 +127,23 @@ def _steps_done(checkpoint: Path) -> int:
     file = checkpoint / TRAINING_FILE
     if not file.is_file():
         return 0
-    # Mapped: the optimizer's state in the file is not read.
-    return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["step"])
+    try:
+        # Mapped: the optimizer's state in the file is not read.
+        step = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["step"]
+    except (
+        pickle.UnpicklingError,
+        OSError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{file} is damaged, or not written by training: {reason}") from error
+    if type(step) is not int:
+        raise ValueError(f"{file} is not written by training: its step is {step!r:.80}")
+    return step
 
 
 def build_pipeline(trained: TrainedModel, prompts: Sequence[str] | None = None) -> DTRPipeline:
@@ -146,7 +193,7 @@ def _text_parts(trained: TrainedModel, prompts: Sequence[str] | None) -> dict[st
     exported = index.is_file()
     encoder = load_text_encoder(config.data, trained.folder if exported else None)
     if prompts is None and exported:
-        prompts = json.loads(index.read_text(encoding="utf-8"))["prompts"]
+        prompts = read_json(index)["prompts"]
     if prompts is None:
         count = min(config.evaluation.grid_images, config.evaluation.num_samples)
         prompts = sample_captions(config.data, count, cache_dir())

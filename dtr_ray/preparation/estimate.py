@@ -97,6 +97,11 @@ def probe(job: Job, models: Models, num_threads: int = 1) -> Probe:
         # Not more than about four times the time that is enough.
         faster = int(count * _ENOUGH_S * 2 / max(seconds, 1e-9))
         count = min(max(count, min(count * 4, faster)), _MAX_PROBED)
+    if not pictures and count in (_MAX_PROBED, len(job.source)):
+        first = read_picture(job, 0)
+        assert isinstance(first, SkippedImage)
+        where = job.config.source.path
+        raise ValueError(f"{where}: not one of {count} images can be read; the first: {first.reason}")
     texts = [text for picture in pictures for text in picture.texts]
     if models.text_encoder is None or not texts:
         return Probe(count, seconds / count)

@@ -113,7 +113,7 @@ def _write_references(job: Job, name: str, found: Gathered, digest: str) -> Refe
     """Statistics of an extractor's features of all images, and the features that are kept."""
     paths = [job.features_file(name, number) for number in found.numbers]
     counts = [shard.num_images for shard in found.shards]
-    width = int(np.load(paths[0], mmap_mode="r").shape[1])
+    width = int(np.load(paths[0], mmap_mode="r", allow_pickle=False).shape[1])
     rows = Rows(paths, counts, (width,), np.float32)
     folder, total = job.folder / "references", len(rows)
     folder.mkdir(exist_ok=True)

@@ -1,6 +1,5 @@
 """Finding the best trial of a sweep: in the sweep's folder, or in MLflow."""
 
-import json
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -8,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtr_ray.config import SweepConfig, TrialConfig
+from dtr_ray.config.files import checked_config, inside, needed, read_config, read_json
 from dtr_ray.config.protocol import protocol_of
-from dtr_ray.service.mlflow_client import connect, sqlite_path
+from dtr_ray.service.database import without_password
+from dtr_ray.service.mlflow_client import answering, connect, sqlite_path
 from dtr_ray.service.tracking import default_tracking_uri
 
 if TYPE_CHECKING:
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _PARENT = "mlflow.parentRunId"
+_BEST_KEYS: dict[str, type | tuple[type, ...]] = {
+    "trial_id": str,
+    "config": dict,
+    "metric": str,
+    "value": (int, float),
+    "step": int,
+    "checkpoint": (str, type(None)),
+    "mlflow_run_id": (str, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -65,12 +75,14 @@ def best_in_folder(folder: Path) -> BestTrial:
         raise ValueError(f"{folder} is not the folder of a sweep: it has no best.json")
     if not (folder / "sweep.json").is_file():
         raise ValueError(f"{folder} has no sweep.json, the resolved sweep")
-    found: dict[str, Any] = json.loads((folder / "best.json").read_text(encoding="utf-8"))
-    sweep = SweepConfig.model_validate_json((folder / "sweep.json").read_text(encoding="utf-8"))
-    checkpoint = folder / found["checkpoint"]
+    file = folder / "best.json"
+    found = read_json(file)
+    needed(found, _BEST_KEYS, str(file))
+    sweep = read_config(folder / "sweep.json", SweepConfig)
+    checkpoint = inside(folder, found["checkpoint"], file) if found["checkpoint"] else folder
     return BestTrial(
         trial_id=found["trial_id"],
-        config=TrialConfig.from_dict(found["config"]),
+        config=checked_config(found["config"], TrialConfig, str(file)),
         metric=found["metric"],
         value=found["value"],
         step=found["step"],
@@ -97,11 +109,16 @@ def best_in_experiment(name: str, root: Path) -> BestTrial:
     path = sqlite_path(uri)
     if path is not None and not path.exists():
         raise ValueError(f"there is no MLflow store at {uri}: set MLFLOW_TRACKING_URI to the right one")
+    with answering(uri, f"experiment {name!r}"):
+        return _best_of(name, root, uri)
+
+
+def _best_of(name: str, root: Path, uri: str) -> BestTrial:
     client = connect(uri)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         known = ", ".join(e.name for e in client.search_experiments() if e.name != "Default") or "none"
-        raise ValueError(f"MLflow at {uri} has no experiment {name!r}; there are: {known}")
+        raise ValueError(f"MLflow at {without_password(uri)} has no experiment {name!r}; there are: {known}")
     sweeps = {run.info.run_id: run for run in _runs(client, experiment.experiment_id, "sweep")}
     trials = _runs(client, experiment.experiment_id, "trial")
     alive = [run for run in trials if run.data.tags.get("dtr_ray.status") != "failed"]
@@ -111,8 +128,8 @@ def best_in_experiment(name: str, root: Path) -> BestTrial:
     value, step, run = min(scored, key=lambda row: (row[0], row[2].info.start_time))
     parent = sweeps[run.data.tags[_PARENT]]
     checkpoint = run.data.tags.get("dtr_ray.checkpoint")
-    sweep = SweepConfig.model_validate(_artifact(client, parent, "sweep.json"))
-    config = TrialConfig.from_dict(_artifact(client, run, "trial.json"))
+    sweep = checked_config(_artifact(client, parent, "sweep.json"), SweepConfig, f"{name}'s sweep.json")
+    config = checked_config(_artifact(client, run, "trial.json"), TrialConfig, f"{name}'s trial.json")
     return BestTrial(
         trial_id=run.data.tags["dtr_ray.trial_id"],
         config=config,
@@ -187,4 +204,4 @@ def _artifact(client: "MlflowClient", run: "Run", name: str) -> Any:
             path = client.download_artifacts(run.info.run_id, name, folder)
         except (OSError, MlflowException) as error:
             raise ValueError(f"the MLflow run {run.info.run_name} has no {name}: {error}") from error
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return read_json(Path(path))

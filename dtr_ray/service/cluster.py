@@ -4,6 +4,7 @@ import importlib
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import threading
@@ -19,6 +20,7 @@ from dtr_ray.config.sweep import ResourcesConfig
 
 _OBJECT_STORE_BYTES = 200_000_000
 _CONNECT_TIMEOUT_S = 10.0
+_HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ def connect(*, dashboard: bool) -> None:
     if address in (None, "local"):
         # Trials hand over reports of some hundred bytes: a small store fits any machine's /dev/shm.
         settings |= {"include_dashboard": dashboard, "object_store_memory": _OBJECT_STORE_BYTES}
+        # Whoever reaches it may submit code.
+        settings["dashboard_host"] = "127.0.0.1"
     else:
         _check_answers(str(address))
     with _interruptible():
@@ -89,9 +93,14 @@ def kill_own_processes() -> None:
 
 def _check_answers(address: str) -> None:
     """Knocks at HOST:PORT; Ray itself would try for minutes, and end the process."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if address == "auto":
         return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not _HOST.fullmatch(host) or not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise ValueError(
+            f"RAY_ADDRESS {address!r:.200} is no address of a cluster: give HOST:PORT, ray://HOST:PORT, `auto`, "
+            "or `local` to start one here"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as error:

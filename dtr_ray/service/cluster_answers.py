@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dtr_ray.config import SweepConfig
 from dtr_ray.service import cluster
 from dtr_ray.service.findings import in_a_line
-from dtr_ray.service.node_checks import DRIVER_TOKEN, Answer, Order, look, now
+from dtr_ray.service.node_checks import DRIVER_TOKEN, Answer, Order, look, look_there, now
 
 _CLOCK_ROUNDS = 3
 _CLOCK_TIMEOUT_S = 10.0
@@ -92,7 +92,7 @@ def ask_machines(case: Case, *, joined: bool) -> None:
 def _ask_nodes(case: Case, probe: str, token: str) -> None:
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     names = _names(nodes)
-    task: Any = ray.remote(num_cpus=0, max_retries=0)(look)
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(look_there)
     pending = {}
     for node_id, node in nodes.items():
         order = _order(case, node_id, probe, token, *_offers(node))

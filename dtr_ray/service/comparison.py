@@ -14,6 +14,7 @@ from typing import Any
 
 from dtr_ray.config import SweepConfig
 from dtr_ray.config.errors import shown, suggestion
+from dtr_ray.config.files import read_config
 from dtr_ray.config.protocol import Protocol, describe, differences, groups
 from dtr_ray.config.space import Scalar, target
 from dtr_ray.service.journal import TrialRecord, read_events, replay
@@ -143,7 +144,7 @@ class _Sweep:
 def _read(folder: Path, metric: str | None, *, several: bool) -> _Sweep:
     if not (folder / "sweep.json").is_file() or not (folder / "journal.jsonl").is_file():
         raise ValueError(f"{folder} is not the folder of a sweep: it has no sweep.json and journal.jsonl")
-    config = SweepConfig.model_validate_json((folder / "sweep.json").read_text(encoding="utf-8"))
+    config = read_config(folder / "sweep.json", SweepConfig)
     records = list(replay(read_events(folder / "journal.jsonl")).values())
     names = [key for key in config.space if target(key) != SEED]
     if several:

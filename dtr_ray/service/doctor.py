@@ -10,7 +10,7 @@ from functools import partial
 
 from dtr_ray.service import cluster
 from dtr_ray.service.cluster_answers import Case, ask_machines, find_address, join
-from dtr_ray.service.findings import Finding, fail, in_a_line, ok, within
+from dtr_ray.service.findings import Finding, fail, in_a_line, ok, warning, within
 from dtr_ray.service.installation import check_packages, check_python
 from dtr_ray.service.machine_checks import (
     check_clock,
@@ -118,7 +118,7 @@ def check_storage(case: Case) -> Iterator[Finding]:
 
 def check_weights(case: Case) -> Iterator[Finding]:
     """The pretrained weights that the sweep names are there, or can be fetched."""
-    if case.config is None:
+    if case.config is None or not any(machine.runs_trials for machine in case.machines):
         return
     here: dict[str, int] = {}
     for machine, found in case.facts("weights"):
@@ -140,6 +140,9 @@ def check_images(case: Case) -> Iterator[Finding]:
     if case.config is None:
         return
     data, good = case.config.trial.data, 0
+    if not any(machine.runs_trials for machine in case.machines):
+        text = "no machine that runs trials is up yet: data and weights are not looked at"
+        yield warning(text, "run this again once a sweep has brought one up")
     for machine, fault in case.facts("data"):
         if fault:
             yield fail(f"{machine.name}: {fault}", "put the same data there, or mend the file's `data`")

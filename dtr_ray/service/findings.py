@@ -1,10 +1,11 @@
 """What the doctor finds, and the time limit that keeps each of its checks from hanging."""
 
-import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
+
+from dtr_ray.service.database import without_password
 
 Level = Literal["ok", "warning", "fail"]
 T = TypeVar("T")
@@ -68,8 +69,3 @@ def in_a_line(error: BaseException) -> str:
     text = " ".join(without_password(str(error)).split())[:300]
     name = type(error).__name__
     return text if isinstance(error, ValueError | TimeoutError) and text else f"{name}: {text}".rstrip(": ")
-
-
-def without_password(text: str) -> str:
-    """The text with `user:password@` taken out of its addresses."""
-    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -19,9 +19,22 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from dtr_ray.config.errors import ConfigError
+from dtr_ray.config.files import is_inside, needed, parse_json
 
 Status = Literal["running", "completed", "pruned", "failed"]
+
+_NUMBER = (int, float)
+_KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "protocol": {"protocol": dict},
+    "trial": {"id": str, "number": int, "params": dict},
+    "report": {"id": str, "step": int, "metrics": dict, "checkpoint": str, "wall_s": _NUMBER,
+               "stop": (str, type(None))},
+    "end": {"id": str, "status": str, "reason": str},
+}  # fmt: skip
+"""What an event must have beside `event` and `time`."""
 
 
 @dataclass
@@ -117,8 +130,51 @@ def apply(trials: dict[str, TrialRecord], event: dict[str, Any]) -> None:
         trial.wall_s = max(trial.wall_s, event.get("wall_s", 0.0))
 
 
+def seconds_spent(events: list[dict[str, Any]]) -> float:
+    """Wall seconds between the starts of the sweep and the last event that followed each."""
+    total, started = 0.0, None
+    last = 0.0
+    for event in events:
+        if event["event"] == "start":
+            if started is not None:
+                total += last - started
+            started = event["time"]
+        last = event["time"]
+    return total + (last - started if started is not None else 0.0)
+
+
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole events, and how many bytes they take."""
-    content = path.read_bytes() if path.exists() else b""
+    """The whole events, and how many bytes they take; raises ConfigError naming file and line."""
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     whole = content.rfind(b"\n") + 1
-    return [json.loads(line) for line in content[:whole].splitlines()], whole
+    events: list[dict[str, Any]] = []
+    trials: set[str] = set()
+    for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
+        event = _checked(line, f"{path}:{number}", trials)
+        if event["event"] == "trial":
+            trials.add(event["id"])
+        events.append(event)
+    return events, whole
+
+
+def _checked(line: bytes, where: str, trials: set[str]) -> dict[str, Any]:
+    """An event that `apply` can take, after those of these trials."""
+    event = parse_json(line, where, dict)
+    needed(event, {"event": str, "time": _NUMBER}, where)
+    kind = event["event"]
+    needed(event, _KEYS.get(kind, {}), where)
+    wrong = None
+    if kind in ("report", "end") and event["id"] not in trials:
+        wrong = f"it tells of {event['id']!r:.80}, a trial that was not suggested before"
+    elif kind == "trial" and (not is_inside(event["id"]) or "/" in event["id"]):
+        wrong = f"its trial's id is {event['id']!r:.80}"
+    elif kind == "report" and event["checkpoint"] and not is_inside(event["checkpoint"]):
+        wrong = f"its checkpoint {event['checkpoint']!r:.80} leads out of the trial's folder"
+    elif kind == "end" and event["status"] not in get_args(Status):
+        wrong = f"its status is {event['status']!r:.80}"
+    if wrong is not None:
+        raise ConfigError(f"{where} is damaged: {wrong}")
+    return event

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from resource import RLIMIT_NOFILE, getrlimit
+from typing import Any
 
 from dtr_ray.data.narrator import size
 from dtr_ray.service import cluster
@@ -26,43 +27,42 @@ def check_gpus(case: Case) -> Iterator[Finding]:
     several = resources is not None and resources.workers_per_trial > 1
     kinds: dict[str, int] = {}
     for machine, found in case.facts("gpu"):
-        level = fail if wanted or machine.gpus else warning
-        count = int(found["count"])
         if not found["present"]:
             continue
-        if not found.get("cuda"):
-            yield level(
-                f"{machine.name} has a GPU, but a PyTorch without CUDA",
-                "install PyTorch's build for CUDA there",
-            )
-        elif found["fault"] or not count:
-            version, why = found["driver"] or "unknown", found["fault"] or "PyTorch sees no GPU"
-            yield level(
-                f"{machine.name}: {why} (NVIDIA driver {version}, PyTorch for CUDA {found['cuda']})",
-                f"install an NVIDIA driver that has CUDA {found['cuda']}, and give the container its GPUs",
-            )
-        elif found["unsupported"]:
-            yield fail(
-                f"{machine.name}: this PyTorch has no code for {', '.join(found['unsupported'])}",
-                "install a build of PyTorch for these GPUs",
-            )
-        elif several and found["nccl"] is None:
-            yield fail(
-                f"{machine.name}: this PyTorch has no NCCL", "install PyTorch's build for CUDA and Linux"
-            )
-        elif machine.gpus > count:
-            yield fail(
-                f"{machine.name}: Ray counts {machine.gpus:g} GPUs, PyTorch {count}",
-                f"start Ray there with --num-gpus={count}",
-            )
-        else:
-            text = f"{count} x {found['names'][0]} (driver {found['driver']}, CUDA {found['cuda']}"
-            text += f", NCCL {found['nccl']})"
-            kinds[text] = kinds.get(text, 0) + 1
+        trouble = _gpu_trouble(machine.gpus, found, several=several)
+        if trouble is not None:
+            report = fail if wanted or machine.gpus else warning
+            yield report(f"{machine.name}: {trouble[0]}", trouble[1])
+            continue
+        text = f"{found['count']} x {found['names'][0]} (driver {found['driver']}, CUDA {found['cuda']}"
+        text += f", NCCL {found['nccl']})"
+        kinds[text] = kinds.get(text, 0) + 1
     for text, count in kinds.items():
         yield ok(f"{count} machine{'s' * (count > 1)} with {text}")
     if not kinds and not wanted:
         yield ok("none, and none is asked for")
+    elif not kinds and resources is not None and resources.autoscaling:
+        yield ok("no machine with a GPU is up yet: they come with the trials")
+
+
+def _gpu_trouble(counted: float, found: dict[str, Any], *, several: bool) -> tuple[str, str] | None:
+    """What is wrong with a machine's GPUs, of which Ray has `counted` so many, and the mend; or None."""
+    count, cuda = int(found["count"]), found.get("cuda")
+    if not cuda:
+        return "a GPU, but a PyTorch without CUDA", "install PyTorch's build for CUDA there"
+    if found["fault"] or not count:
+        version, why = found["driver"] or "unknown", found["fault"] or "PyTorch sees no GPU"
+        mend = f"install an NVIDIA driver that has CUDA {cuda}, and give the container its GPUs"
+        return f"{why} (NVIDIA driver {version}, PyTorch for CUDA {cuda})", mend
+    if found["unsupported"]:
+        kinds = ", ".join(found["unsupported"])
+        return f"this PyTorch has no code for {kinds}", "install a build of PyTorch for these GPUs"
+    if several and found["nccl"] is None:
+        return "this PyTorch has no NCCL", "install PyTorch's build for CUDA and Linux"
+    if counted > count:
+        mend = f"start Ray there with --num-gpus={count}"
+        return f"Ray counts {counted:g} GPUs, PyTorch {count}", mend
+    return None
 
 
 def check_disk(case: Case) -> Iterator[Finding]:

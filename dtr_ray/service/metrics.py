@@ -80,8 +80,8 @@ def tell(name: str, value: float, **tags: str) -> None:
 class TrialMetrics:
     """What a trial's own process tells of it; cheap enough to be told of every step.
 
-    Ray repeats a gauge's last value as long as the process lives, but exports no NaN: so the series of a trial
-    go when it ends, and there are no more of them than trials run at a time.
+    Ray repeats a gauge's last value as long as the process lives, but exports no NaN: so the series of
+    a trial go when it ends, and there are no more of them than trials run at a time.
     """
 
     def __init__(self, sweep: str, trial: str, batch_size: int, attempt: int) -> None:

@@ -2,16 +2,65 @@
 
 import logging
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from filelock import FileLock
+
+from dtr_ray.service.database import database_url, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_SERVERS = ("http", "https")
+
+
+def check_uri(uri: str) -> None:
+    """Raises ValueError where an address is none that MLflow keeps records at; asks nobody."""
+    shown = f"MLflow's address {without_password(uri)!r} (tracking.uri, MLFLOW_TRACKING_URI)"
+    try:
+        parts = urlsplit(uri)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"{shown} is no address: {error}") from error
+    scheme = parts.scheme.partition("+")[0]
+    if scheme not in (*_DATABASES, *_SERVERS, "databricks") and uri != "databricks":
+        raise ValueError(
+            f"{shown} is nowhere that MLflow keeps records: give sqlite:///FILE, a server (http://HOST:PORT)"
+            " or a database (postgresql://HOST/NAME)"
+        )
+    if scheme in _SERVERS and (not host or re.search(r"\s", uri)):
+        raise ValueError(f"{shown} is no address of a server: give http://HOST:PORT")
+
+
+@contextmanager
+def answering(uri: str, asked: str) -> Iterator[None]:
+    """Tells what MLflow raises within as a ValueError that names its address, without a password.
+
+    `asked` is what was asked for. For commands that cannot do without an answer; a sweep's tracker tries
+    again instead.
+    """
+    check_uri(uri)
+    try:
+        from mlflow.exceptions import MlflowException
+    except ImportError as error:
+        raise ValueError(f"MLflow cannot be loaded ({error}): pip install dtr_ray") from error
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+        reason = " ".join(without_password(str(error)).split())[:400]
+        shown = without_password(uri)
+        where = f"{asked}: MLflow at {shown} (tracking.uri, MLFLOW_TRACKING_URI)"
+        raise ValueError(f"{where} says: {reason}") from error
 
 
 def connect(tracking_uri: str) -> "MlflowClient":
@@ -32,6 +81,8 @@ def connect(tracking_uri: str) -> "MlflowClient":
     path = sqlite_path(tracking_uri)
     if path is not None:
         _make_sqlite(path)
+    elif tracking_uri.startswith(("postgres", "mysql")):
+        tracking_uri = database_url(tracking_uri).render_as_string(hide_password=False)
     return MlflowClient(tracking_uri=tracking_uri)
 
 

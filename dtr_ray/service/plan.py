@@ -16,6 +16,7 @@ from dtr_ray.config.space import Choice, Integer, LogUniform, Parameter, Quantis
 from dtr_ray.config.sweep import ASHAStopping, MedianStopping
 from dtr_ray.models import build_model
 from dtr_ray.service import cluster
+from dtr_ray.service.database import without_password
 from dtr_ray.service.stopping import rungs
 from dtr_ray.service.tracking import default_tracking_uri
 
@@ -113,7 +114,7 @@ def _rows(config: SweepConfig, plan: Plan, folder: Path, machines: str) -> Itera
     yield "measured", describe(protocol_of(trial))
     yield "storage", f"{plan.storage_gb:.2g} GB of checkpoints in {folder}"
     yield "budget", _describe_budget(config)
-    yield "MLflow", config.tracking.uri or default_tracking_uri(folder.parent)
+    yield "MLflow", without_password(config.tracking.uri or default_tracking_uri(folder.parent))
 
 
 def _proxy_rows(config: SweepConfig) -> Iterator[tuple[str, str]]:

@@ -33,13 +33,14 @@ class Positions:
 
     def save(self, offsets: Mapping[str, int], run_ids: Mapping[str, str]) -> None:
         """Takes new offsets, and puts everything on disk at once; a disk that fails is logged once."""
-        self._offsets = {**self._offsets, **offsets}
+        self._offsets.update(offsets)
         self.run_ids = dict(run_ids)
         state = {"destination": self._destination, "offsets": self._offsets, "run_ids": self.run_ids}
         draft = self._path.with_suffix(".tmp")
         try:
             with draft.open("w", encoding="utf-8") as file:
-                json.dump(state, file)
+                # Several times faster than json.dump, which matters with thousands of runs.
+                file.write(json.dumps(state))
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(self._path)

@@ -10,6 +10,7 @@ import ray
 from filelock import FileLock, Timeout
 from ray.exceptions import RayError, RayTaskError
 
+from dtr_ray.config.files import make_folder
 from dtr_ray.data.manifest import Manifest, SkippedImage
 from dtr_ray.preparation.estimate import Probe
 from dtr_ray.preparation.finish import Gathered, finish, gather
@@ -45,7 +46,7 @@ def run_preparation(job: Job, show_plan: ShowPlan) -> Manifest:
         DiskFullError: there is no room left.
         RuntimeError: workers were lost too often.
     """
-    job.work.mkdir(parents=True, exist_ok=True)
+    make_folder(job.work)
     with _sole_driver(job):
         manifest = finished(job.folder)
         if manifest is not None:

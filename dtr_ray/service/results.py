@@ -1,6 +1,7 @@
 """What a sweep leaves behind: best.json and trials.csv, brought up to date whenever a trial ends."""
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -19,12 +20,18 @@ class ResultFiles:
 
     def __init__(self, state: SweepState) -> None:
         self._state = state
+        self._table = _Table(state)
+        self._best: tuple[str, int, float] | None = None
 
     def __call__(self, happening: Happening, trial: TrialRecord) -> None:
         """Writes the results when a trial has ended."""
         if happening == "ended":
-            write_trials(self._state)
-            write_best(self._state, None)
+            self._table.write()
+            best = self._state.best()
+            now = None if best is None else (best[0].trial_id, *best[1:])
+            if now != self._best:
+                write_best(self._state, None)
+                self._best = now
 
 
 def write_best(state: SweepState, mlflow_run_id: str | None) -> dict[str, Any] | None:
@@ -64,19 +71,48 @@ def write_trials(state: SweepState) -> None:
     A parameter is empty where the trial does not have it, and the metric where it has reported its proxy
     alone; `reason` says why a trial was stopped or failed, `protocol` what its last figure measures.
     """
-    records = list(state.trials.values())
-    names = sorted({name for r in records for values in r.reports.values() for name in values})
-    params = list(dict.fromkeys(target(key) for key in state.config.space))
-    heads = [f"{name}.{which}" for name in names for which in ("last", "best")]
-    rest = ["wall_seconds", "device_seconds", "protocol", "reason"]
-    columns = ["id", "status", "steps", *params, *heads, *rest]
-    path = state.folder / "trials.csv"
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(_row(state, record, names) for record in records)
-    temporary.replace(path)
+    _Table(state).write()
+
+
+class _Table:
+    """`trials.csv`; of thousands of rows only those of trials that have changed are made anew."""
+
+    def __init__(self, state: SweepState) -> None:
+        self._state = state
+        self._params = list(dict.fromkeys(target(key) for key in state.config.space))
+        self._names: list[str] = []
+        self._rows: dict[str, tuple[Any, str]] = {}
+
+    def write(self) -> None:
+        """Brings the file up to date."""
+        records = list(self._state.trials.values())
+        changed = [r for r in records if self._rows.get(r.trial_id, (None, ""))[0] != _version(r)]
+        names = sorted({*self._names, *(name for r in changed for v in r.reports.values() for name in v)})
+        if names != self._names:
+            self._names, changed = names, records
+        heads = [f"{name}.{which}" for name in names for which in ("last", "best")]
+        rest = ["wall_seconds", "device_seconds", "protocol", "reason"]
+        columns = ["id", "status", "steps", *self._params, *heads, *rest]
+        for record in changed:
+            line = _line(columns, _row(self._state, record, names))
+            self._rows[record.trial_id] = (_version(record), line)
+        path = self._state.folder / "trials.csv"
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(_line(columns, dict(zip(columns, columns, strict=True))))
+            file.writelines(self._rows[record.trial_id][1] for record in records)
+        temporary.replace(path)
+
+
+def _version(record: TrialRecord) -> tuple[Any, ...]:
+    """Something that changes with the trial."""
+    return record.status, len(record.reports), record.wall_s, record.reason
+
+
+def _line(columns: list[str], row: dict[str, Any]) -> str:
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, columns).writerow(row)
+    return text.getvalue()
 
 
 def _row(state: SweepState, record: TrialRecord, names: list[str]) -> dict[str, Any]:

@@ -1,14 +1,12 @@
 """Whether a sweep can go on: with the search that was started, and figures that compare with those so far."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from dtr_ray.config import SweepConfig, flatten
-from dtr_ray.config.errors import shown
+from dtr_ray.config.errors import ConfigError, shown
+from dtr_ray.config.files import checked_config, needed, read_json
 from dtr_ray.config.protocol import UNKNOWN, differences, protocol_of
 from dtr_ray.service.journal import read_events
 
@@ -23,12 +21,15 @@ def check_resumable(config: SweepConfig, folder: Path) -> None:
 
     Raises ValueError naming what differs; limits, resources and tracking may change.
     """
-    before = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    file = folder / "sweep.json"
+    before = read_json(file)
+    needed(before, {"trial": dict, "search": dict, "space": dict}, str(file))
     try:
         # Keys that a sweep from an older version did not have yet get their defaults.
-        known = SweepConfig.from_dict(before)
+        known = checked_config(before, SweepConfig, str(file))
         before, changed = known.to_dict(), differences(protocol_of(config.trial), protocol_of(known.trial))
-    except ValidationError:
+    except ConfigError:
+        # Written by another version: compared as it stands.
         changed = []
     if changed:
         raise ValueError(
@@ -38,11 +39,12 @@ def check_resumable(config: SweepConfig, folder: Path) -> None:
         )
     now = config.to_dict()
     for dictionary in (before, now):
-        dictionary["search"].pop("num_trials")
+        dictionary["search"].pop("num_trials", None)
     for key in _FIXED:
-        if before[key] != now[key]:
+        if before.get(key) != now[key]:
+            changes = _changes(key, now[key], before.get(key))
             raise ValueError(
-                f"{key} differs from that of the sweep in {folder} ({_changes(key, now[key], before[key])}): "
+                f"{key} differs from that of the sweep in {folder} ({changes}): "
                 "its trials could not be compared; resume it with the file it was started with, or give the "
                 "new one another name"
             )

@@ -6,6 +6,7 @@ from typing import Any
 
 from dtr_ray.config import SweepConfig, flatten
 from dtr_ray.config.protocol import describe
+from dtr_ray.service.database import public
 from dtr_ray.service.journal import TrialRecord
 from dtr_ray.service.provenance import sweep_identity, versions
 from dtr_ray.service.records import RecordWriter, read_lines, record_path
@@ -31,7 +32,7 @@ class RunLog:
         self._versions = versions() | {"dtr_ray.protocol": describe(state.protocol)}
         if not state.done_before:
             tags = {"dtr_ray.kind": "sweep", "dtr_ray.metric": config.objective, "dtr_ray.status": "running"}
-            params = {k: v for k, v in flatten(config.to_dict()).items() if not k.startswith("trial.")}
+            params = {k: v for k, v in flatten(public(config)).items() if not k.startswith("trial.")}
             self._writer(_SWEEP).start(config.name, {**tags, **self._versions}, params, None)
             self._writer(_SWEEP).artifact("sweep.json")
         for trial in state.trials.values():
@@ -51,6 +52,9 @@ class RunLog:
                 {"dtr_ray.status": trial.status, "dtr_ray.reason": trial.reason} | self._checkpoint(trial)
             )
             writer.end(_ENDS[trial.status])
+            if not writer.num_waiting:
+                # Else a long sweep runs out of file descriptors.
+                self._writers.pop(trial.trial_id).close()
 
     def end_sweep(
         self, best: dict[str, Any] | None, montage: Path | None, reason: str | None, *, is_error: bool

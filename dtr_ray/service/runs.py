@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtr_ray.data.cache import cache_dir, locked
-from dtr_ray.service.mlflow_client import connect, sqlite_path
+from dtr_ray.service.mlflow_client import answering, connect, sqlite_path
 from dtr_ray.service.tracking import default_tracking_uri
 
 if TYPE_CHECKING:
@@ -33,15 +33,11 @@ def fetch_model(reference: str, tracking_uri: str | None = None, root: Path = Pa
     path = sqlite_path(uri)
     if path is not None and not path.exists():
         raise ValueError(f"there is no MLflow store at {uri}: give --tracking-uri or MLFLOW_TRACKING_URI")
-    client = connect(uri)
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with answering(uri, reference):
+        client = connect(uri)
         if reference.startswith(RUN):
             return _of_run(client, client.get_run(reference.removeprefix(RUN)))
         return _registered(client, reference.removeprefix(MODEL))
-    except MlflowException as error:
-        raise ValueError(f"{reference}: MLflow at {uri} says: {' '.join(str(error).split())}") from error
 
 
 def _of_run(client: "MlflowClient", run: "Run") -> Path:

@@ -4,15 +4,19 @@ import base64
 import importlib.metadata
 import json
 import os
+import sqlite3
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from dtr_ray.config.sweep import StorageConfig
 from dtr_ray.service.cluster_answers import Case
-from dtr_ray.service.findings import Finding, fail, in_a_line, ok, warning, without_password
-from dtr_ray.service.mlflow_client import sqlite_path
+from dtr_ray.service.database import check_database, without_password
+from dtr_ray.service.findings import Finding, fail, in_a_line, ok, warning
+from dtr_ray.service.mlflow_client import check_uri, sqlite_path
 from dtr_ray.service.tracking import default_tracking_uri
 
 _REQUEST_TIMEOUT_S = 10.0
@@ -22,17 +26,18 @@ _SEARCH = "api/2.0/mlflow/experiments/search"
 def check_mlflow(case: Case) -> Iterator[Finding]:
     """MLflow takes what this process would send; nothing is sent."""
     uri = (case.config and case.config.tracking.uri) or default_tracking_uri(case.output)
+    try:
+        check_uri(uri)
+    except ValueError as error:
+        yield fail(str(error), "set tracking.uri or MLFLOW_TRACKING_URI to one of these")
+        return
     path = sqlite_path(uri)
     if path is not None:
         yield _check_file(path)
     elif uri.startswith(("http://", "https://")):
         yield from _check_server(uri.rstrip("/"))
-    elif "://" in uri:
-        yield _check_database("MLflow's store", uri)
     else:
-        yield fail(
-            f"{uri} is no place that MLflow still writes to", "set tracking.uri to sqlite:///FILE or a server"
-        )
+        yield _check_database("tracking.uri", uri)
 
 
 def check_study(case: Case) -> Iterator[Finding]:
@@ -49,10 +54,8 @@ def _check_file(path: Path) -> Finding:
     """A SQLite file that can be opened, or made."""
     mend = "set tracking.uri or storage.study to a file that this machine can write"
     if path.exists():
-        import sqlite3
-
         try:
-            with sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True) as connection:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as connection:
                 connection.execute("select count(*) from sqlite_master").fetchone()
         except sqlite3.Error as error:
             return fail(f"{path}: {error}", mend)
@@ -92,10 +95,13 @@ def _check_server(uri: str) -> Iterator[Finding]:
 def _request(url: str, body: dict[str, object] | None = None) -> bytes:
     """What a server answers to us, as MLflow's own client would ask it."""
     data = None if body is None else json.dumps(body).encode()
+    within = urlsplit(url)
+    url = within._replace(netloc=within.netloc.rpartition("@")[2]).geturl()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
     user, token = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_TOKEN")
-    if user:
-        password = os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+    if user or within.username:
+        password = os.environ.get("MLFLOW_TRACKING_PASSWORD", "") if user else unquote(within.password or "")
+        user = user or unquote(within.username or "")
         secret = base64.b64encode(f"{user}:{password}".encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {secret}")
     elif token:
@@ -107,20 +113,8 @@ def _request(url: str, body: dict[str, object] | None = None) -> bytes:
 
 def _check_database(what: str, url: str) -> Finding:
     """A database that answers a question."""
-    from sqlalchemy import create_engine, text
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-
-    shown = without_password(url)
-    mend = f"start the database, or mend the address of {what}"
     try:
-        engine = create_engine(url)
-        with engine.connect() as connection:
-            connection.execute(text("select 1"))
-        engine.dispose()
-    except (ArgumentError, ModuleNotFoundError, ImportError) as error:
-        return fail(
-            f"{what}: {shown}: {in_a_line(error)}", "write it as SQLAlchemy does, and install its driver"
-        )
-    except SQLAlchemyError as error:
-        return fail(f"{what}: {shown} does not answer: {in_a_line(error)}", mend)
-    return ok(f"{what}: {shown} answers")
+        check_database(url)
+    except ValueError as error:
+        return fail(f"{what}: {error}", f"start the database, or mend the address of {what}")
+    return ok(f"{what}: {without_password(url)} answers")

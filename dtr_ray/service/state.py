@@ -13,10 +13,13 @@ from typing import Any, Literal
 
 from dtr_ray.config import SweepConfig
 from dtr_ray.config.protocol import protocol_of
-from dtr_ray.service.journal import Journal, Status, TrialRecord, apply, replay
+from dtr_ray.service.database import public
+from dtr_ray.service.figures import Figures
+from dtr_ray.service.journal import Journal, Status, TrialRecord, apply, replay, seconds_spent
 from dtr_ray.service.provenance import sweep_identity
+from dtr_ray.service.sharing import open_mirror
 from dtr_ray.service.stopping import should_stop
-from dtr_ray.service.study import Mirror, Suggester
+from dtr_ray.service.study import Suggester
 from dtr_ray.training.reports import Report
 
 Happening = Literal["started", "reported", "ended"]
@@ -35,6 +38,7 @@ class SweepState:
         """How all trials are measured; `metric_at` names the figure that decides at a step."""
         self.listeners: list[Listener] = []
         """Hear of every trial that starts, reports or ends, after it is on disk."""
+        self._figures = Figures(self.evaluation, self.metric)
         self._journal = Journal(folder / "journal.jsonl")
         self.trials = replay(self._journal.events)
         self.done_before = self.complete and _is_done(self._journal.events)
@@ -43,10 +47,11 @@ class SweepState:
         self.protocol = self._book_protocol(data_identity)
         """What the figures of all trials measure."""
         self._suggester = Suggester(config.search, config.space, self.evaluation)
-        identity = sweep_identity(folder)
-        self._mirror = Mirror(config.name, study_url(config, folder), identity, config.space, self.evaluation)
+        self._mirror, self._shared = open_mirror(
+            config, folder, sweep_identity(folder), self.protocol, self._suggester
+        )
         self._mirror.update(self.trials)
-        self._seconds_before = _seconds_spent(self._journal.events)
+        self._seconds_before = seconds_spent(self._journal.events)
         self._failed_before = _failed_before_giving_up(self._journal.events)
         self._unbooked_s: dict[str, float] = {}
         self._journal.write("start")
@@ -70,15 +75,25 @@ class SweepState:
         """Wall seconds spent, those before a restart included."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def next_trial(self) -> TrialRecord | Literal["finished"]:
-        """The trial to run next: first those that a killed sweep left running, then new ones."""
+    def next_trial(self) -> TrialRecord | Literal["finished", "wait"]:
+        """The trial to run next: first those that a killed sweep left running, then new ones.
+
+        "wait" where a study that sweeps share is away for the moment.
+        """
         if self.ending is None and self._requeue:
             return self._started_now(self._requeue.pop(0))
         if self.ending is not None or len(self.trials) >= self.config.search.num_trials:
             return "finished"
         number = len(self.trials)
         trial_id = f"t{number:04d}"
-        params = self._suggester.suggest(number, self.trials)
+        if self._shared is None:
+            params = self._suggester.suggest(number, self.trials)
+        else:
+            drawn = self._shared.next_params(trial_id, number, self.trials)
+            if drawn == "wait" or drawn == "finished":
+                return drawn
+            params = drawn
+            self._mirror.catch_up(self.trials)
         self._apply(self._journal.write("trial", id=trial_id, number=number, params=params))
         trial = self.trials[trial_id]
         self._mirror.update(self.trials, trial)
@@ -158,16 +173,21 @@ class SweepState:
 
     def best(self) -> tuple[TrialRecord, int, float] | None:
         """(trial, step, value) of the best value among trials that did not fail."""
-        return next(iter(self.ranked()), None)
+        row = min(self._scored(), key=lambda row: row[:2], default=None)
+        return None if row is None else (row[3], row[2], row[0])
 
     def ranked(self) -> list[tuple[TrialRecord, int, float]]:
         """(trial, step, best value) of all trials that have a value and did not fail, the best first."""
-        found = [
+        found = sorted(self._scored(), key=lambda row: row[:2])
+        return [(trial, step, value) for value, _, step, trial in found]
+
+    def _scored(self) -> list[tuple[float, int, int, TrialRecord]]:
+        """(best value, number, step, trial) of all trials that have a value and did not fail."""
+        return [
             (best[1], trial.number, best[0], trial)
-            for trial in self.trials.values()
-            if trial.status != "failed" and (best := trial.best(self.metric)) is not None
+            for trial in list(self.trials.values())
+            if trial.status != "failed" and (best := self._figures.best(trial)) is not None
         ]
-        return [(trial, step, value) for value, _, step, trial in sorted(found, key=lambda row: row[:2])]
 
     @property
     def untrained_value(self) -> float | None:
@@ -200,15 +220,15 @@ class SweepState:
         """Why early stopping ends the trial after this report, or None."""
         if report.step == 0:
             return None
-        histories = {t.trial_id: self._history(t) for t in self.trials.values() if t.reports}
+        histories = {t.trial_id: self._figures.history(t) for t in self.trials.values() if t.reports}
         name, proxy = self.evaluation.metric_at(report.step), self.evaluation.proxy
-        histories[trial.trial_id] = {**self._history(trial), report.step: report.metrics[name]}
+        histories[trial.trial_id] = {**self._figures.history(trial), report.step: report.metrics[name]}
         return should_stop(
             self.config.early_stopping,
             trial.trial_id,
             report.step,
             histories,
-            self.config.trial_config(trial.params).training.num_steps,
+            int(trial.params.get("training.num_steps", self.config.trial.training.num_steps)),
             error=report.metrics.get(f"{name}_stderr", 0.0),
             proxy_until=0 if proxy is None else proxy.until_step,
         )
@@ -247,21 +267,13 @@ class SweepState:
     def _apply(self, event: dict[str, Any]) -> None:
         apply(self.trials, event)
 
-    def _history(self, trial: TrialRecord) -> dict[int, float]:
-        return {step: v[self.evaluation.metric_at(step)] for step, v in trial.reports.items() if step}
-
-
-def study_url(config: SweepConfig, folder: Path) -> str:
-    """The Optuna storage: the configured database, or SQLite in the sweep's folder."""
-    return config.storage.study or f"sqlite:///{(folder / 'study.db').resolve()}"
-
 
 def save_config(config: SweepConfig, folder: Path) -> None:
-    """Keeps the resolved sweep beside its results."""
+    """Keeps the resolved sweep beside its results, without the passwords of its addresses."""
     path = folder / "sweep.json"
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(config.to_dict(), indent=2) + "\n")
+        file.write(json.dumps(public(config), indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -281,16 +293,3 @@ def _failed_before_giving_up(events: list[dict[str, Any]]) -> set[str]:
     """Trials that had failed when the sweep last gave up: a resumed one does not give up for them again."""
     gave_up = max((n for n, event in enumerate(events) if event["event"] == "give_up"), default=0)
     return {e["id"] for e in events[:gave_up] if e["event"] == "end" and e["status"] == "failed"}
-
-
-def _seconds_spent(events: list[dict[str, Any]]) -> float:
-    """Wall seconds between the starts of the sweep and the last event that followed each."""
-    total, started = 0.0, None
-    last = 0.0
-    for event in events:
-        if event["event"] == "start":
-            if started is not None:
-                total += last - started
-            started = event["time"]
-        last = event["time"]
-    return total + (last - started if started is not None else 0.0)

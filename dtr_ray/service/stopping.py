@@ -26,6 +26,8 @@ def rungs(rule: ASHAStopping, num_steps: int) -> list[int]:
 
 def value_at(history: History, step: int) -> tuple[int, float] | None:
     """First (step, value) reported at `step` or later."""
+    if step in history:
+        return step, history[step]
     return min(((s, v) for s, v in history.items() if s >= step), default=None)
 
 
@@ -55,11 +57,12 @@ def should_stop(
     slack = rule.sigma * error if math.isfinite(error) else 0.0
     if isinstance(rule, ASHAStopping):
         return _asha(rule, trial, step, histories, num_steps, slack, proxy_until)
-    comparable = {
-        name: {s: value for s, value in history.items() if (s <= proxy_until) == (step <= proxy_until)}
-        for name, history in histories.items()
-    }
-    return _median(rule, trial, step, comparable, slack)
+    if proxy_until or any(0 in history for history in histories.values()):
+        histories = {
+            name: {s: value for s, value in history.items() if (s <= proxy_until) == (step <= proxy_until)}
+            for name, history in histories.items()
+        }
+    return _median(rule, trial, step, histories, slack)
 
 
 def _asha(
@@ -76,11 +79,10 @@ def _asha(
     The rung's trials are those that have reached it so far, this one included, and at least one goes on.
     """
     for rung in rungs(rule, num_steps):
-        reached = {name: value_at(history, rung) for name, history in histories.items()}
-        mine = reached[trial]
+        mine = value_at(histories[trial], rung)
         if mine is None or mine[0] != step:
             continue
-        found = [at for at in reached.values() if at is not None]
+        found = [at for history in histories.values() if (at := value_at(history, rung)) is not None]
         # All trials are evaluated at the same steps where there are proxies: the sweep's rules see to it.
         assert len({first <= proxy_until for first, _ in found}) == 1
         values = sorted(value for _, value in found)

@@ -6,16 +6,16 @@ suggested what it would have been suggested anyhow, and the database cannot lose
 
 import json
 import logging
-import re
 import time
 import warnings
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from dtr_ray.config.evaluation import EvaluationConfig
 from dtr_ray.config.space import (
@@ -29,11 +29,13 @@ from dtr_ray.config.space import (
     by_key,
 )
 from dtr_ray.config.sweep import SearchConfig
+from dtr_ray.service.database import database_url, reason_of
 from dtr_ray.service.journal import TrialRecord
+from dtr_ray.service.past import Past
+from dtr_ray.service.studies import DATABASE_ERRORS, TRIAL_ID, is_of, is_withdrawn, marked, open_study
 
 log = logging.getLogger(__name__)
 
-_ID, _SWEEP_ID = "dtr_ray.trial_id", "dtr_ray.sweep_id"
 _STATES = {
     "running": TrialState.RUNNING,
     "completed": TrialState.COMPLETE,
@@ -41,7 +43,6 @@ _STATES = {
     "failed": TrialState.FAIL,
 }
 _RETRY_S = 60.0
-_DATABASE_ERRORS = (optuna.exceptions.OptunaError, SQLAlchemyError)
 
 
 class Suggester:
@@ -51,18 +52,34 @@ class Suggester:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._search = search
         self._space = space
-        self._evaluation = evaluation
+        self._past = Past(lambda record: frozen_trial(record, space, evaluation))
 
     def suggest(self, number: int, trials: dict[str, TrialRecord]) -> dict[str, Any]:
         """Parameters, by dotted name, of trial `number`, which comes after `trials`."""
-        study = optuna.create_study(direction="minimize", sampler=self._sampler(number))
-        study.add_trials([frozen_trial(r, self._space, self._evaluation) for r in trials.values()])
+        points = self._search.points
+        return self.suggest_beside((), number, trials, points[number] if number < len(points) else None)
+
+    def suggest_beside(
+        self,
+        others: Sequence[FrozenTrial],
+        number: int,
+        trials: dict[str, TrialRecord],
+        point: Mapping[str, Any] | None = None,
+        salt: tuple[int, ...] = (),
+    ) -> dict[str, Any]:
+        """As `suggest`, with other sweeps' trials of the same space in view.
+
+        `point` is the starting point that the trial takes, if any; `salt` tells draws of one number apart.
+        """
+        storage = self._past.storage(others, trials.values())
+        sampler = self._sampler((number, *salt), point)
+        study = optuna.create_study(storage=storage, direction="minimize", sampler=sampler)
         trial = study.ask()
         return active_parameters(self._space, lambda key, parameter: _suggest(trial, key, parameter))
 
-    def _sampler(self, number: int) -> BaseSampler:
+    def _sampler(self, words: tuple[int, ...], point: Mapping[str, Any] | None) -> BaseSampler:
         """A sampler for one trial: seeded by its number, so that no state needs to outlive a crash."""
-        seed = int(np.random.SeedSequence([self._search.seed, number]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self._search.seed, *words]).generate_state(1)[0])
         sampler: BaseSampler
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -76,10 +93,25 @@ class Suggester:
                     group=True,
                     constant_liar=True,
                 )
-            points = self._search.points
-            if number < len(points):
-                sampler = PartialFixedSampler(by_key(self._space, dict(points[number])), sampler)
+            if point is not None:
+                sampler = PartialFixedSampler(by_key(self._space, dict(point)), sampler)
         return sampler
+
+
+@dataclass
+class _Known:
+    """What the study knows of a trial."""
+
+    optuna_id: int
+    number: int
+    steps: set[int]
+    has_ended: bool
+
+    @classmethod
+    def of(cls, frozen: FrozenTrial) -> Self:
+        """From the study's own answer."""
+        steps = set(frozen.intermediate_values)
+        return cls(frozen._trial_id, frozen.number, steps, frozen.state != TrialState.RUNNING)
 
 
 class Mirror:
@@ -89,43 +121,57 @@ class Mirror:
     """
 
     def __init__(
-        self, name: str, storage: str, sweep_id: str, space: Space, evaluation: EvaluationConfig
+        self,
+        name: str,
+        storage: str,
+        sweep_id: str,
+        space: Space,
+        evaluation: EvaluationConfig,
+        common: dict[str, Any] | None = None,
     ) -> None:
-        """Opens or makes the study; raises ValueError where it is another sweep's, or cannot be opened."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        """Opens or makes the study.
+
+        Args:
+            name: the study's.
+            storage: the address of its database.
+            sweep_id: tells this sweep's trials from those of others.
+            space: what is searched.
+            evaluation: what decides.
+            common: of a study that several sweeps share, what has to be alike in all of them.
+
+        Raises ValueError where it is another sweep's or another search's, or cannot be opened.
+        """
         self._space = space
         self._evaluation = evaluation
-        self._numbers: dict[str, int] = {}
+        self._sweep_id = sweep_id
+        self._url = database_url(storage)
+        self._known: dict[str, _Known] = {}
         self._away_until = 0.0
-        try:
-            self.study = optuna.create_study(
-                study_name=name, storage=storage, direction="minimize", load_if_exists=True
-            )
-            owner = self.study.user_attrs.get(_SWEEP_ID)
-            if owner is None:
-                self.study.set_user_attr(_SWEEP_ID, sweep_id)
-            for frozen in self.study.get_trials(deepcopy=False):
-                self._numbers[frozen.user_attrs.get(_ID, "")] = frozen.number
-        except (*_DATABASE_ERRORS, ImportError) as error:
-            shown = re.sub(r"//[^/@\s]*@", "//", f"{storage}: {error}")
-            raise ValueError(f"the Optuna study cannot be opened at {shown}") from error
-        if owner not in (None, sweep_id):
-            raise ValueError(
-                f"the study {name!r} in that database is another sweep's: give this one another name, "
-                "or storage.study another database"
-            )
+        self._is_shared = common is not None
+        self.study = open_study(name, storage, sweep_id, common)
+        self._learn()
+
+    def _learn(self) -> None:
+        """What the study knows of this sweep's trials: to ask at every event would read all that run."""
+        for frozen in self.study.get_trials(deepcopy=False):
+            if is_of(frozen, self._sweep_id) and not is_withdrawn(frozen):
+                self._known[frozen.user_attrs.get(TRIAL_ID, "")] = _Known.of(frozen)
 
     def update(self, trials: dict[str, TrialRecord], record: TrialRecord | None = None) -> None:
         """Tells the study of one trial; or of all, which it is told too when its database is back."""
         if record is not None and time.monotonic() < self._away_until:
             return
         try:
+            if self._away_until:
+                # What it was last told may have arrived, or not.
+                self._learn()
             for each in trials.values() if record is None or self._away_until else [record]:
                 self._tell(each)
             self._away_until = 0.0
-        except _DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             if not self._away_until:
-                log.warning("the Optuna study lags behind, its database is away: %s", error)
+                reason = reason_of(error, self._url)
+                log.warning("the Optuna study lags behind, its database is away: %s", reason)
             # Optuna tries for many seconds by itself.
             self._away_until = time.monotonic() + _RETRY_S
 
@@ -135,24 +181,30 @@ class Mirror:
             self.update(trials)
 
     def _tell(self, record: TrialRecord) -> None:
-        number = self._numbers.get(record.trial_id)
-        if number is None:
-            running = TrialRecord(record.trial_id, record.number, record.params)
-            self.study.add_trial(frozen_trial(running, self._space, self._evaluation))
-            number = self.study.get_trials(deepcopy=False)[-1].number
-            self._numbers[record.trial_id] = number
-        frozen = self.study.get_trials(deepcopy=False)[number]
-        if frozen.state != TrialState.RUNNING:
+        if record.trial_id not in self._known and self._is_shared:
+            # It was claimed there.
+            self._learn()
+        known, storage = self._known.get(record.trial_id) or self._add(record), self.study._storage
+        if known.has_ended:
             return
-        trial = optuna.trial.Trial(self.study, frozen._trial_id)
         for step, value in sorted(_figures(record, self._evaluation).items()):
-            if step not in frozen.intermediate_values:
-                trial.report(value, step)
+            if step not in known.steps:
+                storage.set_trial_intermediate_value(known.optuna_id, step, value)
+                known.steps.add(step)
         if record.status != "running":
-            trial.set_user_attr("reason", record.reason)
-            trial.set_user_attr("reports", json.dumps(record.reports))
+            storage.set_trial_user_attr(known.optuna_id, "reason", record.reason)
+            storage.set_trial_user_attr(known.optuna_id, "reports", json.dumps(record.reports))
             state = _STATES[record.status]
-            self.study.tell(number, _value(record, self._evaluation), state=state)
+            self.study.tell(known.number, _value(record, self._evaluation), state=state)
+            known.has_ended = True
+
+    def _add(self, record: TrialRecord) -> _Known:
+        running = TrialRecord(record.trial_id, record.number, record.params)
+        frozen = marked(frozen_trial(running, self._space, self._evaluation), self._sweep_id)
+        storage = self.study._storage
+        optuna_id = storage.create_new_trial(self.study._study_id, template_trial=frozen)
+        known = self._known[record.trial_id] = _Known.of(storage.get_trial(optuna_id))
+        return known
 
 
 def frozen_trial(record: TrialRecord, space: Space, evaluation: EvaluationConfig) -> FrozenTrial:
@@ -168,7 +220,7 @@ def frozen_trial(record: TrialRecord, space: Space, evaluation: EvaluationConfig
         params=params,
         distributions={key: _distribution(space[key]) for key in params},
         intermediate_values=_figures(record, evaluation),
-        user_attrs={_ID: record.trial_id},
+        user_attrs={TRIAL_ID: record.trial_id},
     )
 
 

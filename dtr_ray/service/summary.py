@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dtr_ray.config.protocol import describe
+from dtr_ray.service.database import without_password
 from dtr_ray.service.display import clock
 from dtr_ray.service.names import figure, short_names, short_value
 from dtr_ray.service.state import SweepState
@@ -88,7 +89,7 @@ def _troubles(outcome: Outcome) -> Iterator[str]:
         where = f" (traceback: {traceback})" if traceback.exists() else ""
         yield f"{record.trial_id} failed: {record.reason}{where}"
     if outcome.records_waiting:
-        uri, count = outcome.tracking_uri, outcome.records_waiting
+        uri, count = without_password(outcome.tracking_uri), outcome.records_waiting
         yield f"MLflow at {uri} has not taken {count} records; they wait on disk, and --resume sends them"
     if outcome.ending:
         yield f"the sweep ended early: {outcome.ending}"

@@ -11,6 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dtr_ray.config import SweepConfig
+from dtr_ray.config.files import make_folder
 from dtr_ray.data.cache import cache_dir
 from dtr_ray.data.identity import data_identity as identity_of
 from dtr_ray.service import cluster
@@ -22,6 +23,7 @@ from dtr_ray.service.results import ResultFiles, write_best, write_trials
 from dtr_ray.service.resuming import check_resumable, check_same_data
 from dtr_ray.service.run_log import RunLog
 from dtr_ray.service.state import SweepState, is_complete, save_config
+from dtr_ray.service.studies import check_study
 from dtr_ray.service.watchdog import watchdog
 
 log = logging.getLogger(__name__)
@@ -63,11 +65,13 @@ def run_sweep(config: SweepConfig, folder: Path, *, resume: bool = False) -> Out
 
     Raises:
         ValueError: the folder holds a sweep already, or another search, or one of other images; or is in use;
-            pretrained weights cannot be had.
+            pretrained weights cannot be had; the study's database does not answer.
         TooSmallError: one trial needs more than the cluster has.
         KeyboardInterrupt: interrupted; everything needed to resume is on disk.
     """
     check_folder(config, folder, resume=resume)
+    if config.storage.study is not None:
+        check_study(config.storage.study)
     num_concurrent, data_identity = 0, None
     if not _is_complete(config, folder):
         data_identity = identity_of(config.trial.data, cache_dir())
@@ -77,7 +81,7 @@ def run_sweep(config: SweepConfig, folder: Path, *, resume: bool = False) -> Out
         cluster.connect(dashboard=config.resources.uses_train)
         num_concurrent = cluster.num_concurrent_trials(config.resources, cluster.nodes())
         fetch_on_nodes(weights)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with _sole_driver(folder):
         save_config(config, folder)
         state = SweepState(config, folder, data_identity)

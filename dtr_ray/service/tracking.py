@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 _FIRST_BACKOFF_S = 1.0
 _READ_BYTES = 500_000
 _MAX_ENTRIES = 1000
+# Of the time, at most, for looking at thousands of files that have not grown.
+_LOOK_SHARE = 0.05
 _EVENTS = ("start", "artifact", "end")
 _PLAIN = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -65,7 +67,7 @@ class Tracker:
         self._positions = Positions(self._folder / "state.json", f"{tracking_uri} {experiment} {sweep_id}")
         self._store.run_ids.update(self._positions.run_ids)
         self._poll_s, self._max_backoff_s = poll_s, max_backoff_s
-        self._backoff_s = 0.0
+        self._backoff_s = self._look_s = 0.0
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._deadline = 0.0
@@ -86,7 +88,7 @@ class Tracker:
 
     def pending(self) -> int:
         """Records on disk that MLflow has not taken yet."""
-        return sum(len(read_lines(path, self._positions.offset(name))) for name, path in self._files())
+        return sum(len(read_lines(path, self._positions.offset(name))) for name, path in self._longer_files())
 
     def run_id(self, run_key: str) -> str | None:
         """MLflow's id of a run; None before it was made there."""
@@ -97,6 +99,10 @@ class Tracker:
         paths = sorted(self._folder.glob("*/*.jsonl"), key=lambda p: (p.parent.name != SWEEP_RUN, p))
         return [(path.relative_to(self._folder).as_posix(), path) for path in paths]
 
+    def _longer_files(self) -> list[tuple[str, Path]]:
+        """Those of `_files` that hold more than was sent."""
+        return [(n, path) for n, path in self._files() if path.stat().st_size > self._positions.offset(n)]
+
     def _run(self) -> None:
         while True:
             more = self._try_ship()
@@ -106,7 +112,7 @@ class Tracker:
                     return
                 time.sleep(min(self._backoff_s, _FIRST_BACKOFF_S, left_s))
             elif not more:
-                self._closing.wait(self._backoff_s or self._poll_s)
+                self._closing.wait(self._backoff_s or max(self._poll_s, self._look_s / _LOOK_SHARE))
 
     def _try_ship(self) -> bool:
         """Sends what there is; troubles of any kind are logged once, and tried again later."""
@@ -130,7 +136,10 @@ class Tracker:
         """Sends a portion of every run's new records; returns whether more was left."""
         self._store.connect()
         runs: dict[str, list[tuple[str, Path]]] = {}
-        for name, path in self._files():
+        started = time.thread_time()
+        longer = self._longer_files()
+        self._look_s = time.thread_time() - started
+        for name, path in longer:
             runs.setdefault(path.parent.name, []).append((name, path))
         more = False
         for run_key, files in runs.items():
@@ -236,9 +245,10 @@ def default_artifact_location(tracking_uri: str, experiment: str) -> str | None:
 
 def ui_command(tracking_uri: str) -> str:
     """What to type to see the runs: a command, or for a server its address."""
-    if tracking_uri.startswith(("http://", "https://")):
-        return tracking_uri
-    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
+    shown = _without_password(tracking_uri)
+    if shown.startswith(("http://", "https://")):
+        return shown
+    return f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
 
 
 def _place(line: Line) -> int:

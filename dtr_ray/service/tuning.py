@@ -132,6 +132,8 @@ class SweepSearcher(_Unsaved, Searcher):
         record = self._state.next_trial()
         if record == "finished":
             return Searcher.FINISHED
+        if record == "wait":
+            return None
         assert isinstance(record, TrialRecord)
         self.ids[trial_id] = record.trial_id
         return self._launch(record)

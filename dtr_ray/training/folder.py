@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from dtr_ray.config import TrialConfig, flatten
+from dtr_ray.config.errors import ConfigError
+from dtr_ray.config.files import make_folder
 from dtr_ray.training.state import CONFIG_FILE
 
 # Training does not depend on these.
@@ -28,7 +30,10 @@ def check_folder(folder: Path, config: TrialConfig, *, resume: bool) -> None:
         ValueError: the folder holds a run already (or none, with `resume`), or another one.
     """
     path = folder / CONFIG_FILE
-    exists = path.exists()
+    try:
+        exists = path.exists()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{str(folder)[:200]} cannot be a run's folder: {error}"[:400]) from error
     if exists and not resume:
         raise ValueError(f"{folder} holds a run already: --resume goes on, --output DIR starts another")
     if resume and not exists:
@@ -46,5 +51,5 @@ def check_folder(folder: Path, config: TrialConfig, *, resume: bool) -> None:
 def claim_folder(folder: Path, config: TrialConfig, *, resume: bool) -> None:
     """Checks as `check_folder`, makes the folder, and keeps the configuration in it."""
     check_folder(folder, config, resume=resume)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     config.save(folder / CONFIG_FILE)

@@ -2,9 +2,12 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from dtr_ray.config.errors import ConfigError
+from dtr_ray.config.files import needed, parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,12 @@ class ReportFile:
         self._path = path
 
     def read(self) -> list[Report]:
-        """All whole reports, in order."""
+        """All whole reports, in order; raises ConfigError, naming file and line, where one is damaged."""
         if not self._path.exists():
             return []
-        text = self._path.read_text(encoding="utf-8")
+        text = read_text(self._path)
         whole = text[: text.rfind("\n") + 1]
-        return [Report(**json.loads(line)) for line in whole.splitlines()]
+        return [self._report(line, f"{self._path}:{n}") for n, line in enumerate(whole.splitlines(), 1)]
 
     def append(self, report: Report) -> None:
         """Adds a report after those of earlier steps, and waits until the disk has it.
@@ -52,6 +55,15 @@ class ReportFile:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
+
+    @staticmethod
+    def _report(line: str, where: str) -> Report:
+        values = parse_json(line, where, dict)
+        needed(values, {"step": int, "metrics": dict, "checkpoint": str, "grid": str}, where)
+        unknown = sorted(values.keys() - {each.name for each in fields(Report)})
+        if unknown or not all(isinstance(value, (int, float)) for value in values["metrics"].values()):
+            raise ConfigError(f"{where} is damaged: it is no report of a trial")
+        return Report(**values)
 
 
 def best_report(reports: list[Report], metric: str) -> Report | None:

@@ -7,8 +7,6 @@ stream, step).
 """
 
 import copy
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -24,12 +22,14 @@ from dtr_ray.config import TrialConfig
 from dtr_ray.diffusion.balancers import Balancer, build_balancer
 from dtr_ray.diffusion.noise import noise_schedule
 from dtr_ray.models import build_model, set_step
+from dtr_ray.training.checksums import MANIFEST_FILE, find_damage, write_checksums
 
 MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
 TRAINING_FILE = "training.pt"
 CONFIG_FILE = "trial.json"
-MANIFEST_FILE = "manifest.json"
+
+_FILES = (MODEL_FILE, EMA_FILE, TRAINING_FILE, CONFIG_FILE, MANIFEST_FILE)
 
 _log = logging.getLogger(__name__)
 
@@ -114,8 +114,7 @@ class TrainingState:
         }
         torch.save(training, temporary / TRAINING_FILE)
         config.save(temporary / CONFIG_FILE)
-        sums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-        (temporary / MANIFEST_FILE).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+        write_checksums(temporary)
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
         # There is one only where it was found damaged: training goes on from before it.
@@ -129,7 +128,7 @@ class TrainingState:
         Raises:
             ValueError: the checkpoint is damaged, or is one of another model or balancer.
         """
-        damage = find_damage(folder)
+        damage = _damage(folder)
         if damage is not None:
             raise ValueError(f"the checkpoint {folder} is missing or damaged: {damage}")
         _check_same_model(folder, config)
@@ -157,21 +156,19 @@ def checkpoint_folder(trial_folder: Path, step: int) -> Path:
 def latest_checkpoint(trial_folder: Path) -> Path | None:
     """The newest whole checkpoint of a trial, or None; damaged ones are passed over with a warning."""
     for folder in reversed(_checkpoints(trial_folder)):
-        damage = find_damage(folder)
+        damage = _damage(folder)
         if damage is None:
             return folder
         _log.warning("the checkpoint %s is damaged (%s): going back to the one before it", folder, damage)
     return None
 
 
-def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None where all are as they were written."""
-    try:
-        sums = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
-        wrong = [name for name, expected in sums.items() if _sha256(checkpoint / name) != expected]
-    except (OSError, ValueError) as error:
-        return str(error)
-    return f"{wrong[0]} is not as it was written" if wrong else None
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint; None where it is whole."""
+    if not checkpoint.is_dir():
+        return "No such file or directory"
+    missing = [name for name in _FILES if not (checkpoint / name).is_file()]
+    return f"{missing[0]} is missing" if missing else find_damage(checkpoint)
 
 
 def prune_checkpoints(trial_folder: Path, keep: set[int]) -> None:
@@ -211,11 +208,6 @@ def _check_same_model(checkpoint: Path, config: TrialConfig) -> None:
 
 def _contiguous(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().contiguous() for name, value in module.state_dict().items()}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -81,7 +81,7 @@ def evaluated(config: TrialConfig, *, proxy: bool = False) -> tuple[Evaluation, 
 def test_a_proxy_draws_fewer_samples_and_reports_under_its_own_name():
     config = tiny_config(
         evaluation__num_samples=60,
-        evaluation__extra_metrics=["kid"],
+        evaluation__extra_metrics=["inception_score"],
         evaluation__proxy={"until_step": 3, "num_samples": 55},
     )
     full, images = evaluated(config)
