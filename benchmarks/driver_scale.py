@@ -2,11 +2,11 @@
 
     python benchmarks/driver_scale.py [--trials 100 1000 5000] [--json]
 
-Each sweep is `run_sweep`, with all that it writes: journal, Optuna study, record files, trials.csv, best.json and
-an MLflow store (SQLite). Simulated are the trials, their clock and their 256 GPUs: instead of Ray Tune's
+Each sweep is `run_sweep`, with all that it writes: journal, Optuna study, record files, trials.csv, best.json
+and an MLflow store (SQLite). Simulated are the trials, their clock and their 256 GPUs: instead of Ray Tune's
 controller, `Controller` asks the sweep's own Searcher, Scheduler and Stopper what Tune asks them, in Tune's
 order, and no Ray is started. So the figures lack Tune's own time, and hold all that the driver does between a
-report and its decision. CPU time is that of the thread that decides, by part, each without the parts inside it;
+report and its decision. CPU time is that of the thread that decides, by part, each without those inside it;
 `MLflow` is the thread that ships the records meanwhile; the trials' own record files are not counted.
 """
 

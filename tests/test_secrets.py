@@ -1,4 +1,4 @@
-"""Secrets stay where they are: in no plan, file, log, message or record; and nothing that is read can run code."""
+"""Secrets stay where they are: in no plan, file, message or record; and nothing that is read can run."""
 
 import ast
 import os

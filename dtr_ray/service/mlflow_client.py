@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from dtr_ray.service.database import database_url, without_password
+from dtr_ray.service.database import check_database, database_url, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,6 +54,13 @@ def answering(uri: str, asked: str) -> Iterator[None]:
         raise ValueError(f"MLflow cannot be loaded ({error}): pip install dtr_ray") from error
     from sqlalchemy.exc import SQLAlchemyError
 
+    if urlsplit(uri).scheme.partition("+")[0] in ("postgresql", "mysql"):
+        # MLflow itself would ask a database that is not there for an hour.
+        try:
+            check_database(uri)
+        except ValueError as error:
+            where = "MLflow's database (tracking.uri, MLFLOW_TRACKING_URI)"
+            raise ValueError(f"{asked}: {where}: {error}") from None
     try:
         yield
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:

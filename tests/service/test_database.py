@@ -1,4 +1,4 @@
-"""A database's address finds its driver, shows no password, and one that does not answer is told in a line."""
+"""A database's address finds its driver and shows no password; one that does not answer is told in a line."""
 
 import json
 
