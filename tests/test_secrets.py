@@ -28,7 +28,8 @@ STUDY = f"postgresql://user:{SECRET}@127.0.0.1:1/db"
 # Of Python, what loads by running: each with the one place that may, and why.
 UNSAFE = {"pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads", "dill.load", "dill.loads",
           "joblib.load", "marshal.loads", "marshal.load", "shelve.open", "yaml.load", "yaml.unsafe_load",
-          "yaml.full_load", "os.system", "os.popen", "eval", "exec", "extractall", "unpack_archive"}  # fmt: skip
+          "yaml.full_load", "os.system", "os.popen", "eval", "exec", "extractall",
+          "unpack_archive"}  # fmt: skip
 ALLOWED = {
     # The error of a trial's process, written a moment ago by Ray for this driver.
     ("service/tuning.py", "cloudpickle.loads"),

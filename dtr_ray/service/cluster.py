@@ -98,8 +98,8 @@ def _check_answers(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not _HOST.fullmatch(host) or not (port.isdecimal() and 0 < int(port) < 2**16):
         raise ValueError(
-            f"RAY_ADDRESS {address!r:.200} is no address of a cluster: give HOST:PORT, ray://HOST:PORT, `auto`, "
-            "or `local` to start one here"
+            f"RAY_ADDRESS {address!r:.200} is no address of a cluster: give HOST:PORT, ray://HOST:PORT, "
+            "`auto`, or `local` to start one here"
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
