@@ -32,9 +32,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import TrialConfig
 from dtr_ray.data import ImageData, load_images
-from dtr_ray.data.cache import cache_dir
 from dtr_ray.distributed import Group
 from dtr_ray.evaluation.evaluate import Evaluator
 from dtr_ray.evaluation.features import EfficientNetLite0, Extractor, Inception

@@ -25,10 +25,10 @@ import torch
 from clock import seconds
 from loop_overhead import quickstart
 
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import TrialConfig
 from dtr_ray.config.base import override
 from dtr_ray.data import ImageData, load_images
-from dtr_ray.data.cache import cache_dir
 from dtr_ray.data.latents import LatentData
 from dtr_ray.data.order import batch_indices
 from dtr_ray.data.rows import Rows

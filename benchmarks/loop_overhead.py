@@ -13,9 +13,9 @@ from itertools import count
 import torch
 from clock import seconds
 
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import TrialConfig
 from dtr_ray.data import load_images
-from dtr_ray.data.cache import cache_dir
 from dtr_ray.diffusion.loss import diffusion_losses
 from dtr_ray.diffusion.noise import noise_schedule
 from dtr_ray.diffusion.weightings import WEIGHTINGS

@@ -145,8 +145,8 @@ def _measure_all(
     parts: "SampleParts | None",
 ) -> list[Found]:
     """As one worker of a group: all evaluations, one after another; `parts` takes samples to be saved."""
+    from dtr_ray.cache import cache_dir
     from dtr_ray.data import load_images
-    from dtr_ray.data.cache import cache_dir
     from dtr_ray.export.trained import open_model
 
     trained = open_model(folder, device)

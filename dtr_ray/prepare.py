@@ -11,11 +11,11 @@ from dtr_ray.command import Parser, leave, run_command
 if TYPE_CHECKING:
     from dtr_ray.config.prepare import PrepareConfig
     from dtr_ray.data.manifest import Manifest
-    from dtr_ray.data.sources import Source
     from dtr_ray.preparation.estimate import Probe
     from dtr_ray.preparation.job import Job
     from dtr_ray.service.preparing import ShowPlan
     from dtr_ray.service.shard_worker import Workers
+    from dtr_ray.sources import Source
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,7 +137,7 @@ def _verify(folder: Path) -> int:
 
 
 def _open_source(config: "PrepareConfig") -> "Source":
-    from dtr_ray.data.sources import open_source
+    from dtr_ray.sources import open_source
 
     captions = config.text_encoder is not None
     return open_source(config.source, 1 if captions else config.num_classes, captions)

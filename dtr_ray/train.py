@@ -29,8 +29,8 @@ def _run(options: argparse.Namespace) -> int:
 
     import torch
 
+    from dtr_ray.cache import cache_dir
     from dtr_ray.data import check_data, load_images
-    from dtr_ray.data.cache import cache_dir
     from dtr_ray.diffusion.intervals import check_intervals
     from dtr_ray.evaluation.references import check_references
     from dtr_ray.training import Observer, train

@@ -28,8 +28,8 @@ from PIL import Image
 from prepared_folders import FolderWriter
 from tiny_trials import TINY
 
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import SweepConfig, TrialConfig
-from dtr_ray.data.cache import cache_dir
 from dtr_ray.data.identity import data_identity
 from dtr_ray.export.folder import export_model
 from dtr_ray.service.state import SweepState

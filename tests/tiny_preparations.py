@@ -13,16 +13,16 @@ import yaml
 from PIL import Image
 from tiny_sweeps import ROOT, SweepCommand
 
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import PrepareConfig
-from dtr_ray.data.cache import cache_dir
 from dtr_ray.data.digits import mnist_digits
 from dtr_ray.data.manifest import Manifest
-from dtr_ray.data.sources import open_source
 from dtr_ray.preparation.finish import finish, gather
 from dtr_ray.preparation.job import Job
 from dtr_ray.preparation.models import Models, keep_digests
 from dtr_ray.preparation.shard import make_shard
 from dtr_ray.preparation.tokens import Tokens
+from dtr_ray.sources import open_source
 
 
 def write_digits(folder: Path, count: int, num_corrupt: int = 0, captions: bool = False) -> list[str]:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import TrialConfig
 from dtr_ray.config.base import override
 from dtr_ray.data import ImageData, load_images
-from dtr_ray.data.cache import cache_dir
 from dtr_ray.distributed import Group
 from dtr_ray.evaluation.evaluate import Evaluator
 from dtr_ray.models import load_weights

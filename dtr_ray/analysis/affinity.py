@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dtr_ray.analysis.sketch import Sketch
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import TrialConfig
 from dtr_ray.data import load_images
-from dtr_ray.data.cache import cache_dir
 from dtr_ray.diffusion.affinity import Affinity, load_affinity
 from dtr_ray.diffusion.loss import diffusion_losses
 from dtr_ray.diffusion.noise import NoiseSchedule, noise_schedule

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from dtr_ray.analysis.ranks import Correlation, kendall, kept, spearman
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import SweepConfig, TrialConfig
 from dtr_ray.config.files import read_config
 from dtr_ray.config.protocol import protocol_of
 from dtr_ray.config.read import change_trial
 from dtr_ray.data import ImageData, load_images
-from dtr_ray.data.cache import cache_dir
 from dtr_ray.distributed import Group
 from dtr_ray.evaluation.evaluate import Evaluator
 from dtr_ray.export.trained import open_model

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dtr_ray.cache import build_once, write_npy
 from dtr_ray.config import DataConfig
 from dtr_ray.config.data import TEXT_TOKENS
-from dtr_ray.data.cache import build_once, write_npy
 from dtr_ray.data.manifest import caption_names
 from dtr_ray.data.rows import Rows
 from dtr_ray.data.text import TextEncoder, load_text_encoder

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dtr_ray.data.cache import build_once
+from dtr_ray.cache import build_once
 
 
 def mnist_digits(resolution: int, cache_dir: Path) -> tuple[np.ndarray, Tensor]:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from dtr_ray.config import DataConfig
-from dtr_ray.data.folder import list_images
 from dtr_ray.data.images import load_images
 from dtr_ray.data.prepared import check_prepared
+from dtr_ray.sources.folder import list_images
 
 
 def data_identity(config: DataConfig, cache_dir: Path) -> str:

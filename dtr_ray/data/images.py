@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from dtr_ray.config import DataConfig
-from dtr_ray.data.caption_files import check_caption_files, read_captions
 from dtr_ray.data.captions import digit_captions, load_captions, sample_images
 from dtr_ray.data.dataset import ImageData
+from dtr_ray.data.decoded import decoded_images
 from dtr_ray.data.digits import mnist_digits, sklearn_digits
-from dtr_ray.data.folder import check_folder, decoded_images, list_images
 from dtr_ray.data.latents import check_vae, load_latents
 from dtr_ray.data.prepared import check_prepared, load_prepared, prepared_captions
 from dtr_ray.data.rows import Rows
 from dtr_ray.data.text import check_text_encoder
+from dtr_ray.sources.captions import check_caption_files, read_captions
+from dtr_ray.sources.folder import check_folder, list_images
 
 
 def check_data(config: DataConfig) -> None:

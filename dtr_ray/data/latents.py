@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dtr_ray.cache import build_once, looks_local, write_npy
 from dtr_ray.config import DataConfig
-from dtr_ray.data.cache import build_once, looks_local, write_npy
 from dtr_ray.data.dataset import ImageData, quantise
 from dtr_ray.data.rows import Rows
-from dtr_ray.data.weights import find_part, part_folder
+from dtr_ray.weights.finding import find_part, part_folder
 
 # Images that pass the VAE at once: 256 x 256 pixels take about 0.3 GB each.
 _CHUNK_IMAGES = 16

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dtr_ray.cache import looks_local
 from dtr_ray.config import DataConfig
 from dtr_ray.config.data import TEXT_TOKENS
 from dtr_ray.config.files import read_json
-from dtr_ray.data.cache import looks_local
-from dtr_ray.data.hub import wanted_files
-from dtr_ray.data.weights import find_part, part_folder
+from dtr_ray.weights.finding import find_part, part_folder
+from dtr_ray.weights.hub import wanted_files
 
 # What decides the tokens beside the weights.
 _SETTINGS = ("hidden_act", "layer_norm_eps", "num_attention_heads")

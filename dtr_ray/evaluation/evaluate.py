@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import SamplingConfig, TrialConfig
 from dtr_ray.data import ImageData
-from dtr_ray.data.cache import cache_dir
 from dtr_ray.diffusion.drawing import draw
 from dtr_ray.diffusion.noise import noise_schedule
 from dtr_ray.distributed import Group

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dtr_ray.data.weights import Weights, find
+from dtr_ray.weights.finding import Weights, find
 
 
 class Extractor(ABC):

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from dtr_ray.cache import build_once, write_npy
 from dtr_ray.config import DataConfig
 from dtr_ray.data import ImageData
 from dtr_ray.data.arrays import load_array, load_arrays
-from dtr_ray.data.cache import build_once, write_npy
 from dtr_ray.data.prepared import check_prepared
 from dtr_ray.evaluation.features import Extractor
 from dtr_ray.evaluation.metrics import Array, covariance_root, frechet_distance_of, frechet_distance_to

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import TrialConfig
 from dtr_ray.config.files import inside, needed, read_json
-from dtr_ray.data.cache import cache_dir
 from dtr_ray.data.images import sample_captions
 from dtr_ray.data.latents import load_vae
 from dtr_ray.data.text import load_text_encoder

@@ -13,8 +13,8 @@ from dtr_ray.config.base import Config, flatten
 from dtr_ray.config.errors import shown
 from dtr_ray.config.prepare import PrepareConfig
 from dtr_ray.data.manifest import MANIFEST, WORK, FileEntry, Manifest, ShardEntry, SkippedImage
-from dtr_ray.data.sources import Source
 from dtr_ray.preparation.files import remove_partial_files, write_json
+from dtr_ray.sources import Source
 
 # Keys that change nothing about the result. Where the source is does not count; its digest does.
 _FREE = {"max_corrupt", "num_workers", "output", "feature_weights", "source.path", "source.annotations"}

@@ -136,7 +136,7 @@ def _clock(node_id: str) -> tuple[float, float]:
 
 
 def _order(case: Case, name: str, probe: str, token: str, cpus: float, gpus: float) -> Order:
-    from dtr_ray.data.weights import required_weights
+    from dtr_ray.weights.finding import required_weights
 
     trial = case.config.trial if case.config is not None and cpus > 0 else None
     return Order(

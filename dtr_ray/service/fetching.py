@@ -17,9 +17,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dtr_ray.config import TrialConfig
 from dtr_ray.config.prepare import PrepareConfig
-from dtr_ray.data.narrator import size
-from dtr_ray.data.weights import Weights, find, required_weights
 from dtr_ray.service.worker import enter
+from dtr_ray.weights.finding import Weights, find, required_weights
+from dtr_ray.weights.narrator import size
 
 _TELL_EVERY_S = 30.0
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any
 
-from dtr_ray.data.narrator import size
 from dtr_ray.service import cluster
 from dtr_ray.service.cluster_answers import Case
 from dtr_ray.service.findings import Finding, fail, ok, warning
+from dtr_ray.weights.narrator import size
 
 _GB = 1e9
 _CLOCK_WARNING_S, _CLOCK_FAIL_S = 2.0, 60.0

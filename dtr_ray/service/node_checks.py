@@ -175,7 +175,7 @@ def _storage(order: Order) -> str:
 
 def _space(order: Order) -> dict[str, tuple[str, int, int]]:
     """Path, free and total bytes of the cache, the folder of Ray's session, and shared memory."""
-    from dtr_ray.data.cache import cache_dir
+    from dtr_ray.cache import cache_dir
 
     session = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     found = {}
@@ -196,8 +196,8 @@ def _open_files(order: Order) -> int:
 
 def _weights(order: Order) -> list[tuple[str, str, str]]:
     """(name, `here`, `later` or `missing`, why or where) of the pretrained weights; fetches none."""
-    from dtr_ray.data.offline import offline
-    from dtr_ray.data.weights import Weights, ask, find
+    from dtr_ray.weights.finding import Weights, ask, find
+    from dtr_ray.weights.offline import offline
 
     found = []
     for one in order.weights:

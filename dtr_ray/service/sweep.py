@@ -10,9 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import SweepConfig
 from dtr_ray.config.files import make_folder
-from dtr_ray.data.cache import cache_dir
 from dtr_ray.data.identity import data_identity as identity_of
 from dtr_ray.service import cluster
 from dtr_ray.service.display import Display

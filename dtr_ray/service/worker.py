@@ -16,11 +16,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from dtr_ray import log_lines
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import DataConfig, TrialConfig
 from dtr_ray.data import ImageData, load_images
-from dtr_ray.data.cache import cache_dir
-from dtr_ray.data.offline import offline
-from dtr_ray.data.weights import Weights, find, required_weights
 from dtr_ray.distributed import Group
 from dtr_ray.models.router import Router
 from dtr_ray.service.attempts import AttemptLog
@@ -29,6 +27,8 @@ from dtr_ray.service.pictures import draw_mask
 from dtr_ray.service.provenance import environment
 from dtr_ray.service.records import RecordWriter, record_path
 from dtr_ray.training import Observer, Report, train
+from dtr_ray.weights.finding import Weights, find, required_weights
+from dtr_ray.weights.offline import offline
 
 log = logging.getLogger(__name__)
 

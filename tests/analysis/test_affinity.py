@@ -19,9 +19,9 @@ from dtr_ray.analysis.affinity import (
     part_gradients,
     run_in_process,
 )
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import TrialConfig
 from dtr_ray.data import load_images
-from dtr_ray.data.cache import cache_dir
 from dtr_ray.data.order import batch_indices
 from dtr_ray.diffusion.affinity import Affinity
 from dtr_ray.diffusion.loss import diffusion_losses

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import DataConfig
 from dtr_ray.data import load_images
-from dtr_ray.data.cache import cache_dir
 from dtr_ray.data.identity import data_identity
 
 

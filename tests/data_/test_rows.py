@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dtr_ray.cache import write_npy
 from dtr_ray.data import rows as module
-from dtr_ray.data.cache import write_npy
 from dtr_ray.data.rows import Rows
 
 

@@ -9,11 +9,11 @@ import torch
 from tiny_trials import digits, in_workers, measure_all, tiny_config
 from torch import Tensor, nn
 
+from dtr_ray.cache import cache_dir
 from dtr_ray.config import EvaluationConfig, TrialConfig
 from dtr_ray.config.errors import ConfigError
 from dtr_ray.config.read import change_trial
 from dtr_ray.data import ImageData
-from dtr_ray.data.cache import cache_dir
 from dtr_ray.distributed import Group
 from dtr_ray.evaluation import extras
 from dtr_ray.evaluation.evaluate import Evaluator

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from dtr_ray.config import DataConfig
 from dtr_ray.data import load_images
-from dtr_ray.data import weights as weights_module
 from dtr_ray.evaluation.features import (
     Extractor,
     build_extractor,
@@ -22,6 +21,7 @@ from dtr_ray.evaluation.features import (
     load_efficientnet_lite0,
 )
 from dtr_ray.evaluation.metrics import frechet_distance, statistics
+from dtr_ray.weights import finding as weights_module
 
 
 @pytest.fixture(scope="module")

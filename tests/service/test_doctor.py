@@ -19,7 +19,6 @@ from tiny_hub import TinyHub, tiny_hub, write_vae
 from tiny_sweeps import ROOT, tiny_sweep
 
 from dtr_ray.config import SweepConfig
-from dtr_ray.data import download as download_module
 from dtr_ray.service import doctor
 from dtr_ray.service.cluster_answers import Case, Machine
 from dtr_ray.service.doctor import CHECKS, examine
@@ -27,6 +26,7 @@ from dtr_ray.service.findings import Finding, within
 from dtr_ray.service.installation import requirements
 from dtr_ray.service.machine_checks import check_clock, check_gpus, check_object_store, check_open_files
 from dtr_ray.service.node_checks import Answer, Order, code_digest, look
+from dtr_ray.weights import download as download_module
 
 SOFTWARE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0", "dtr_ray": "0.1.0", "code": "0123456789"}
 SOFTWARE |= dict.fromkeys(("torchvision", "diffusers", "numpy", "optuna"), "1.0")

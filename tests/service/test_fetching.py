@@ -20,12 +20,12 @@ from tiny_sweeps import ROOT, folder_of, tiny_sweep
 from tiny_trials import tiny_config
 
 from dtr_ray.config import PrepareConfig, TrialConfig
-from dtr_ray.data import download as download_module
-from dtr_ray.data.weights import Weights
 from dtr_ray.service import cluster
 from dtr_ray.service.fetching import fetch_here, fetch_on_nodes, preparation_weights, settled
 from dtr_ray.service.worker import run_worker
 from dtr_ray.sweep import main
+from dtr_ray.weights import download as download_module
+from dtr_ray.weights.finding import Weights
 
 VAE, CLIP = "artists/vae", "artists/clip"
 NEEDED = {

@@ -15,7 +15,6 @@ from tiny_clip import CHANNELS, write_clip
 from tiny_preparations import job_of, prepare_config, prepare_here, write_digits
 from tiny_sweeps import snapshot
 
-from dtr_ray.data.listing import Item, Source
 from dtr_ray.data.manifest import Manifest
 from dtr_ray.preparation.estimate import Probe
 from dtr_ray.preparation.job import Job, TooManyCorruptError
@@ -23,6 +22,7 @@ from dtr_ray.service.cluster import Node
 from dtr_ray.service.preparing import run_preparation
 from dtr_ray.service.shard_progress import ShardProgress
 from dtr_ray.service.shard_worker import Workers
+from dtr_ray.sources.listing import Item, Source
 
 # Workers cannot import a test's module.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -7,7 +7,7 @@ import pytest
 from finished_sweep import log_sweep, make_sweep
 
 from dtr_ray import sample
-from dtr_ray.data.cache import cache_dir
+from dtr_ray.cache import cache_dir
 from dtr_ray.export.folder import export_model
 from dtr_ray.export.trained import find_model
 from dtr_ray.service.mlflow_client import connect

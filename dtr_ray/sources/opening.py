@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 
 from dtr_ray.config.prepare import CocoSource, FolderSource, SourceConfig
-from dtr_ray.data.archives import archive_source
-from dtr_ray.data.caption_files import caption_file, check_captions
-from dtr_ray.data.coco import coco_source
-from dtr_ray.data.downloaded import torchvision_source
-from dtr_ray.data.file_source import CaptionFiles, FileSource
-from dtr_ray.data.files import FolderFiles
-from dtr_ray.data.folder import list_images
-from dtr_ray.data.huggingface import huggingface_source
-from dtr_ray.data.imagenet import imagenet_source
-from dtr_ray.data.listing import Item, Source, digest_of
-from dtr_ray.data.webdataset import webdataset_source
+from dtr_ray.sources.archives import archive_source
+from dtr_ray.sources.captions import caption_file, check_captions
+from dtr_ray.sources.coco import coco_source
+from dtr_ray.sources.file_source import CaptionFiles, FileSource
+from dtr_ray.sources.files import FolderFiles
+from dtr_ray.sources.folder import list_images
+from dtr_ray.sources.huggingface import huggingface_source
+from dtr_ray.sources.imagenet import imagenet_source
+from dtr_ray.sources.listing import Item, Source, digest_of
+from dtr_ray.sources.torchvision_sets import torchvision_source
+from dtr_ray.sources.webdataset import webdataset_source
 
 __all__ = ["Item", "Source", "open_source"]
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from dtr_ray.config.prepare import CocoSource
-from dtr_ray.data.file_source import CaptionTexts, FileSource, stripped
-from dtr_ray.data.files import FolderFiles
-from dtr_ray.data.layout import check_count, no_image, safe_names
-from dtr_ray.data.listing import Source, digest_of
+from dtr_ray.sources.file_source import CaptionTexts, FileSource, stripped
+from dtr_ray.sources.files import FolderFiles
+from dtr_ray.sources.layout import check_count, no_image, safe_names
+from dtr_ray.sources.listing import Source, digest_of
 
 
 def coco_source(config: CocoSource, num_classes: int | None, captions: bool) -> Source:

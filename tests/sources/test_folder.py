@@ -11,9 +11,10 @@ from PIL import Image
 
 from dtr_ray.config import DataConfig
 from dtr_ray.data import check_data, load_images
+from dtr_ray.data.decoded import decode_image
 from dtr_ray.data.decoding import centre_crop
-from dtr_ray.data.folder import decode_image, list_images
 from dtr_ray.data.rows import Rows
+from dtr_ray.sources.folder import list_images
 
 
 def _save(path: Path, size: tuple[int, int] = (20, 20), seed: int = 0) -> None:

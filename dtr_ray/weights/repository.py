@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from dtr_ray.data import hub
-from dtr_ray.data.cache import cache_dir, locked
-from dtr_ray.data.download import DownloadError, FileFacts, download
-from dtr_ray.data.offline import HUB, OURS, forbidden_by
-from dtr_ray.data.record import Record
+from dtr_ray.cache import cache_dir, locked
+from dtr_ray.weights import hub
+from dtr_ray.weights.download import DownloadError, FileFacts, download
+from dtr_ray.weights.offline import HUB, OURS, forbidden_by
+from dtr_ray.weights.record import Record
 
 OnProgress = Callable[[int, int], None]
 """Hears how many bytes are here, and how many there will be, of what has to be fetched."""

@@ -13,7 +13,7 @@ from source_writers import config_of, md5
 
 from dtr_ray.config.prepare import SourceConfig
 from dtr_ray.data.decoding import decode
-from dtr_ray.data.sources import Source, open_source
+from dtr_ray.sources import Source, open_source
 
 COUNT = 7
 RANDOM = np.random.default_rng(0)

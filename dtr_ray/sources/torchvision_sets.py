@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from dtr_ray.config.prepare import TorchvisionSource
-from dtr_ray.data.file_source import FileSource
-from dtr_ray.data.files import FolderFiles
-from dtr_ray.data.layout import check_count, number_classes
-from dtr_ray.data.listing import Item, Names, Source, digest_of
+from dtr_ray.sources.file_source import FileSource
+from dtr_ray.sources.files import FolderFiles
+from dtr_ray.sources.layout import check_count, number_classes
+from dtr_ray.sources.listing import Item, Names, Source, digest_of
 
 _SPLITS = {
     "CIFAR10": ("train", "test"),

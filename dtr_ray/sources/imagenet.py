@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from dtr_ray.config.prepare import ImageNetSource
-from dtr_ray.data.archives import tar_members
-from dtr_ray.data.file_source import FileSource
-from dtr_ray.data.files import Archives, Files, FolderFiles, TarFiles
-from dtr_ray.data.folder import list_images, subfolders
-from dtr_ray.data.layout import is_image, lay_out, number_classes, safe_names
-from dtr_ray.data.listing import Names, Source, digest_of
+from dtr_ray.sources.archives import tar_members
+from dtr_ray.sources.file_source import FileSource
+from dtr_ray.sources.files import Archives, Files, FolderFiles, TarFiles
+from dtr_ray.sources.folder import list_images, subfolders
+from dtr_ray.sources.layout import is_image, lay_out, number_classes, safe_names
+from dtr_ray.sources.listing import Names, Source, digest_of
 
 _SYNSET = re.compile(r"n\d{8}")
 _WORDS = "LOC_synset_mapping.txt"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dtr_ray import __version__
-from dtr_ray.data.cache import sync
+from dtr_ray.cache import sync
 
 OnBytes = Callable[[int], None]
 """Hears how many bytes of the file are here, every few."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dtr_ray.data.folder import walk_images
+from dtr_ray.sources.folder import walk_images
 
 
 def caption_file(image: Path) -> Path:

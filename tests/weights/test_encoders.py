@@ -18,8 +18,8 @@ from tiny_preparations import prepare_config, prepare_here
 from dtr_ray.config import DataConfig
 from dtr_ray.data import ImageData, load_images
 from dtr_ray.data.latents import LatentData, decode_latents, load_vae, vae_digest
-from dtr_ray.data.offline import offline
 from dtr_ray.data.text import load_text_encoder
+from dtr_ray.weights.offline import offline
 
 VAE, CLIP, WHOLE = "artists/vae", "artists/clip", "artists/whole"
 SCALE = 0.18215

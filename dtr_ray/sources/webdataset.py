@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from dtr_ray.config.prepare import WebDatasetSource
-from dtr_ray.data.archives import TAR_SUFFIXES, list_tars
-from dtr_ray.data.file_source import CaptionFiles, FileSource
-from dtr_ray.data.files import TarFiles
-from dtr_ray.data.layout import check_count, no_image, number_classes
-from dtr_ray.data.listing import Source, Texts, digest_of
+from dtr_ray.sources.archives import TAR_SUFFIXES, list_tars
+from dtr_ray.sources.file_source import CaptionFiles, FileSource
+from dtr_ray.sources.files import TarFiles
+from dtr_ray.sources.layout import check_count, no_image, number_classes
+from dtr_ray.sources.listing import Source, Texts, digest_of
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")

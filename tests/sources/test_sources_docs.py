@@ -8,7 +8,7 @@ import pytest
 
 from dtr_ray.config.prepare import SourceConfig
 from dtr_ray.config.read import read_prepare
-from dtr_ray.data.sources import open_source
+from dtr_ray.sources import open_source
 
 TEXT = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 EXAMPLES = [text for text in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL) if "source:" in text]

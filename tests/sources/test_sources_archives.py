@@ -24,8 +24,8 @@ from source_writers import (
     write_zip,
 )
 
-from dtr_ray.data.archives import list_archive
-from dtr_ray.data.sources import Source, open_source
+from dtr_ray.sources import Source, open_source
+from dtr_ray.sources.archives import list_archive
 
 PICTURES = make_pictures(4)
 PNG = PICTURES[0].data

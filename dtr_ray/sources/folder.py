@@ -1,29 +1,16 @@
-"""An image folder of one's own: listed, checked, and decoded once into a memory-mapped file.
+"""An image folder of one's own: listed and checked.
 
 With classes, each subfolder is a class, in the order of their names, as in torchvision's ImageFolder;
 without, every image below the folder counts, at any depth. Hidden files and folders are passed over.
 """
 
-import logging
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from dtr_ray.data.cache import build_once, write_npy
-from dtr_ray.data.decoding import decode
-from dtr_ray.data.layout import is_image, lay_out, no_image
-from dtr_ray.data.listing import digest_of, status_of
-from dtr_ray.data.rows import Rows
-
-_CHUNK_IMAGES = 512
-# Part of the cache's key: to be raised when decoding changes.
-_FORMAT = "1"
-
-_log = logging.getLogger(__name__)
+from dtr_ray.sources.layout import is_image, lay_out, no_image
+from dtr_ray.sources.listing import digest_of, status_of
 
 
 @dataclass(frozen=True)
@@ -70,37 +57,6 @@ def list_images(path: str, num_classes: int | None) -> ImageFiles:
     names = [names[i] for i in layout.order]
     digest = digest_of(root, names)
     return ImageFiles(root, names, layout.labels.tolist(), layout.class_names, digest)
-
-
-def decoded_images(files: ImageFiles, resolution: int, cache_dir: Path) -> Rows:
-    """The images in a read-only memory map, uint8 (N, 3, resolution, resolution); decoded if not cached.
-
-    Raises:
-        ValueError: a file cannot be decoded; the message names it.
-    """
-    path = cache_dir / f"folder-{resolution}-{files.digest}-v{_FORMAT}.npy"
-    build_once(path, lambda temporary: _decode_all(files, resolution, temporary))
-    return Rows.of_file(path)
-
-
-def decode_image(path: Path, resolution: int) -> np.ndarray:
-    """One image file as uint8 (3, resolution, resolution), see `decode`."""
-    return decode(path, resolution, str(path))
-
-
-def _decode_all(files: ImageFiles, resolution: int, path: Path) -> None:
-    paths = files.paths
-    shape = (len(paths), 3, resolution, resolution)
-    _log.info("decoding %d images of %s to %d x %d, once", shape[0], files.root, resolution, resolution)
-    # Pillow lets go of the interpreter lock while it decodes and resizes.
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-
-        def chunks() -> Iterator[np.ndarray]:
-            for start in range(0, shape[0], _CHUNK_IMAGES):
-                part = paths[start : start + _CHUNK_IMAGES]
-                yield np.stack(list(pool.map(lambda file: decode_image(file, resolution), part)))
-
-        write_npy(path, shape, np.uint8, chunks())
 
 
 def _class_folders(root: Path, num_classes: int | None) -> list[Path]:

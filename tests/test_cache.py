@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dtr_ray.data.cache import build_once, cache_dir, write_npy
+from dtr_ray.cache import build_once, cache_dir, write_npy
 
 
 def test_the_environment_names_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dtr_ray.data.cache import build_once, cache_dir
-from dtr_ray.data.listing import Names, status_of
+from dtr_ray.cache import build_once, cache_dir
+from dtr_ray.sources.listing import Names, status_of
 
 MAX_BYTES = 1 << 30
 """A file that says it is larger is no image: it is refused before any memory is taken."""

@@ -18,11 +18,11 @@ from tiny_trials import process_context
 
 from dtr_ray.config import DataConfig
 from dtr_ray.config.evaluation import EvaluationConfig
-from dtr_ray.data import download as download_module
-from dtr_ray.data import weights as weights_module
-from dtr_ray.data.download import FileFacts
-from dtr_ray.data.offline import offline
-from dtr_ray.data.weights import Found, Weights, find, required_weights
+from dtr_ray.weights import download as download_module
+from dtr_ray.weights import finding as weights_module
+from dtr_ray.weights.download import FileFacts
+from dtr_ray.weights.finding import Found, Weights, find, required_weights
+from dtr_ray.weights.offline import offline
 
 NAME = "artists/tiny-vae"
 VAE = Weights("vae", NAME)
@@ -153,7 +153,7 @@ def test_a_wrong_byte_is_noticed_and_the_file_asked_for_again(hub: TinyHub) -> N
     assert hub.downloads()["diffusion_pytorch_model.safetensors"] == 2
 
 
-SCRIPT = "import sys; from dtr_ray.data.weights import Weights, find; find(Weights('vae', sys.argv[1]))"
+SCRIPT = "import sys; from dtr_ray.weights.finding import Weights, find; find(Weights('vae', sys.argv[1]))"
 
 
 def test_a_killed_download_goes_on_where_it_was(hub: TinyHub, tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_wrong_file_of_hugging_faces_library_is_not_used(hub: TinyHub, tmp_pat
 def test_a_private_repository_is_asked_for_with_the_token(
     hub: TinyHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dtr_ray.data.hub import token_header
+    from dtr_ray.weights.hub import token_header
 
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     assert token_header() == {"Authorization": "Bearer hf_test"}

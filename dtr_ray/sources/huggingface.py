@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from dtr_ray.config.prepare import HuggingFaceSource
-from dtr_ray.data.file_source import stripped
-from dtr_ray.data.files import FolderFiles
-from dtr_ray.data.layout import check_count, number_classes
-from dtr_ray.data.listing import Item, Source, digest_of
-from dtr_ray.data.tables import Table, open_table
+from dtr_ray.sources.file_source import stripped
+from dtr_ray.sources.files import FolderFiles
+from dtr_ray.sources.layout import check_count, number_classes
+from dtr_ray.sources.listing import Item, Source, digest_of
+from dtr_ray.sources.tables import Table, open_table
 
 
 class TableSource(Source):

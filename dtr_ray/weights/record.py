@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from dtr_ray.data.download import FileFacts
+from dtr_ray.weights.download import FileFacts
 
 
 @dataclass(frozen=True)

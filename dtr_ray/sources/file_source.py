@@ -6,9 +6,9 @@ from typing import Protocol
 
 import numpy as np
 
-from dtr_ray.data.caption_files import caption_lines
-from dtr_ray.data.files import Files
-from dtr_ray.data.listing import Item, Names, Source
+from dtr_ray.sources.captions import caption_lines
+from dtr_ray.sources.files import Files
+from dtr_ray.sources.listing import Item, Names, Source
 
 
 class ImageCaptions(Protocol):

@@ -25,7 +25,7 @@ from source_writers import (
 
 from dtr_ray.config.prepare import SourceConfig
 from dtr_ray.data.decoding import decode
-from dtr_ray.data.sources import Item, Source, open_source
+from dtr_ray.sources import Item, Source, open_source
 
 PICTURES = make_pictures()
 Write = Callable[[list[Picture]], SourceConfig]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
-from dtr_ray.data.download import DownloadError, FileFacts, read_url
+from dtr_ray.weights.download import DownloadError, FileFacts, read_url
 
 Kind = Literal["vae", "text_encoder"]
 

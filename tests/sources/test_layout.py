@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtr_ray.data.layout import is_image, lay_out, number_classes, safe_names
-from dtr_ray.data.listing import Names
+from dtr_ray.sources.layout import is_image, lay_out, number_classes, safe_names
+from dtr_ray.sources.listing import Names
 
 quick = settings(derandomize=True, deadline=None, max_examples=60)
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from dtr_ray.config.files import parse_json
 from dtr_ray.config.prepare import ArchiveSource
-from dtr_ray.data.file_source import CaptionFiles, FileSource
-from dtr_ray.data.files import ZIP_MEMBER, Archives, Files, TarFiles, ZipFiles, seekable
-from dtr_ray.data.layout import (
+from dtr_ray.sources.file_source import CaptionFiles, FileSource
+from dtr_ray.sources.files import ZIP_MEMBER, Archives, Files, TarFiles, ZipFiles, seekable
+from dtr_ray.sources.layout import (
     Layout,
     by_path,
     check_count,
@@ -22,7 +22,7 @@ from dtr_ray.data.layout import (
     number_classes,
     safe_names,
 )
-from dtr_ray.data.listing import Names, Source, digest_of
+from dtr_ray.sources.listing import Names, Source, digest_of
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _ENCRYPTED = 0x1

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dtr_ray.data.listing import Names
+from dtr_ray.sources.listing import Names
 
 _KNOWN_SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 

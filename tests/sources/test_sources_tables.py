@@ -8,7 +8,7 @@ import datasets
 import pytest
 from source_writers import CLASSES, coco, config_of, make_pictures, parquet, saved, saved_splits
 
-from dtr_ray.data.sources import Source, open_source
+from dtr_ray.sources import Source, open_source
 
 PICTURES = make_pictures(7)
 PNG = PICTURES[0].data

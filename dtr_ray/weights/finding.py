@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from dtr_ray.cache import cache_dir, locked, looks_local
 from dtr_ray.config import DataConfig
 from dtr_ray.config.evaluation import EvaluationConfig
-from dtr_ray.data import hub
-from dtr_ray.data.cache import cache_dir, locked, looks_local
-from dtr_ray.data.download import DownloadError, FileFacts, check_url, download
-from dtr_ray.data.narrator import Narrator
-from dtr_ray.data.offline import HUB, OURS, forbidden_by
-from dtr_ray.data.record import Record
-from dtr_ray.data.repository import OnProgress, Repository
+from dtr_ray.weights import hub
+from dtr_ray.weights.download import DownloadError, FileFacts, check_url, download
+from dtr_ray.weights.narrator import Narrator
+from dtr_ray.weights.offline import HUB, OURS, forbidden_by
+from dtr_ray.weights.record import Record
+from dtr_ray.weights.repository import OnProgress, Repository
 
 # The TorchScript that clean-fid and StyleGAN2-ADA use.
 INCEPTION_FILE = "inception-2015-12-05.pt"

@@ -1,0 +1,1 @@
+"""Weights: the one place that finds pretrained networks, fetched once a machine and checked."""
