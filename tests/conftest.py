@@ -23,15 +23,38 @@ for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
     os.environ.pop(_name, None)
 
 
-_WITH_RAY = ("service", "test_sweep_command.py", "test_train_best.py", "test_analyze.py", "test_prepare.py")
-"""Folders and modules of the tests that start Ray, in this process or in one of their own."""
+_WITH_RAY = frozenset(
+    {
+        "service/test_cluster.py",
+        "service/test_doctor.py",
+        "service/test_fetching.py",
+        "service/test_kill.py",
+        "service/test_log_format.py",
+        "service/test_metrics.py",
+        "service/test_parts.py",
+        "service/test_placement.py",
+        "service/test_prepared_sweep.py",
+        "service/test_preparing.py",
+        "service/test_proxies.py",
+        "service/test_results.py",
+        "service/test_resume.py",
+        "service/test_shared_study.py",
+        "service/test_sweep.py",
+        "service/test_working_folder.py",
+        "test_analyze.py",
+        "test_prepare.py",
+        "test_sweep_command.py",
+        "test_train_best.py",
+    }
+)
+"""Modules of the tests that start Ray, in this process or in one of their own."""
 
 
 class _RayTogether(LoadScopeScheduling):
     """Each test goes to the process that is free; those with Ray all to one: there is no second Ray."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ray" if set(_WITH_RAY) & set(nodeid.split("::")[0].split("/")) else nodeid
+        return "ray" if nodeid.split("::")[0].removeprefix("tests/") in _WITH_RAY else nodeid
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
@@ -45,6 +68,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()):
+            module = item.nodeid.split("::")[0].removeprefix("tests/")
+            assert module in _WITH_RAY, f"tests/{module} takes ray_cluster: add it to _WITH_RAY"
             item.add_marker(pytest.mark.ray)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

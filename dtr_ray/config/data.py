@@ -27,8 +27,8 @@ class DataConfig(Config):
     horizontal_flip: bool = False
     """Flip half of the training images; off for digits, on in the paper's protocol."""
     vae: Text | None = None
-    """diffusers `AutoencoderKL`; its latents replace pixels: hub id (`ID@REVISION` holds it fast), or a folder
-    (`./vae`, `/models/vae`)."""
+    """diffusers `AutoencoderKL`; its latents replace pixels: hub id (`ID@REVISION` holds it fast), or a
+    folder (`./vae`, `/models/vae`)."""
     latent_scale: PositiveFloat = 0.18215
     """Factor from raw to scaled latents (Stable Diffusion's VAE: 0.18215)."""
 

@@ -211,4 +211,4 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f"source.type huggingface needs {name}: pip install 'dtr_ray[datasets]'") from error
+        raise ValueError(f"source.type huggingface needs {name}: pip install pyarrow") from error
