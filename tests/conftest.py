@@ -26,6 +26,7 @@ for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
 _WITH_RAY = frozenset(
     {
         "service/test_cluster.py",
+        "service/test_display.py",
         "service/test_doctor.py",
         "service/test_fetching.py",
         "service/test_kill.py",
