@@ -14,7 +14,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 # Times that a part whose process or machine was lost is run again.
-_RETRIES = 3
+RETRIES = 3
 
 
 def run_parts(
@@ -43,7 +43,7 @@ def run_parts(
     room = num_gpus or int(sum(machine.cpus for machine in machines)) or 1
     limit = min(num_workers or room, len(parts))
     task: Any = ray.remote(_run).options(
-        num_cpus=0 if num_gpus else 1, num_gpus=1 if num_gpus else 0, max_retries=_RETRIES
+        num_cpus=0 if num_gpus else 1, num_gpus=1 if num_gpus else 0, max_retries=RETRIES
     )
     device, folder = "cuda" if num_gpus else "cpu", str(Path.cwd())
     running: dict[Any, int] = {}
@@ -55,7 +55,7 @@ def run_parts(
             if not running:
                 return
             (ready, *_), _ = ray.wait(list(running))
-            yield running.pop(ready), _result(ready)
+            yield running.pop(ready), answer(ready)
     finally:
         for reference in running:
             ray.cancel(reference)
@@ -67,11 +67,15 @@ def _run(work: Callable[[Part, str], Result], part: Part, device: str, folder: s
     return work(part, device)
 
 
-def _result(reference: Any) -> Any:
+def answer(reference: Any) -> Any:
+    """What a worker's task gave, or raised: its own error, not Ray's stand-in with the whole traceback.
+
+    Raises:
+        RuntimeError: the worker was lost, and those that followed it too.
+    """
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        # The part's own error; Ray's stand-in for it would print the worker's whole traceback.
         raise error.cause from error
     except RayError as error:
-        raise RuntimeError(f"a part was lost {_RETRIES + 1} times: {error}") from error
+        raise RuntimeError(f"a worker was lost {RETRIES + 1} times: {error}") from error

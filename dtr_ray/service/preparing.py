@@ -8,7 +8,6 @@ from typing import Any
 
 import ray
 from filelock import FileLock, Timeout
-from ray.exceptions import RayError, RayTaskError
 
 from dtr_ray.config.files import make_folder
 from dtr_ray.data.manifest import Manifest, SkippedImage
@@ -19,11 +18,10 @@ from dtr_ray.preparation.models import keep_digests
 from dtr_ray.preparation.tokens import Tokens
 from dtr_ray.service import cluster
 from dtr_ray.service.fetching import fetch_here, fetch_on_nodes, preparation_weights
+from dtr_ray.service.parts import RETRIES, answer
 from dtr_ray.service.shard_progress import ShardProgress
 from dtr_ray.service.shard_worker import ShardResult, Worker, Workers
 
-# Times that a worker whose process or machine was lost is started again.
-_RETRIES = 3
 _LOOK_S = 0.5
 # Chunks of captions under way for each worker, so that none waits.
 _CHUNKS_AHEAD = 2
@@ -103,17 +101,17 @@ class _Team:
         actor: Any = ray.remote(Worker).options(
             num_cpus=0 if use_gpu else 1,
             num_gpus=1 if use_gpu else 0,
-            max_restarts=_RETRIES,
-            max_task_retries=_RETRIES,
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
             # One that works, one that tells how far it is.
             max_concurrency=2,
             scheduling_strategy="SPREAD",
         )
         first = actor.remote(kind, str(Path.cwd()))
         self._workers.append(first)
-        keep_digests(self._job, _result(first.digests.remote(self._shared)))
+        keep_digests(self._job, answer(first.digests.remote(self._shared)))
         if show_plan is not None:
-            show_plan(_result(first.probe.remote(self._shared)), self._done_images, kind)
+            show_plan(answer(first.probe.remote(self._shared)), self._done_images, kind)
         # Captions come after the shards, for all workers.
         count = kind.count if self._job.config.text_encoder else min(kind.count, num_parts)
         self._workers += [actor.remote(kind, str(Path.cwd())) for _ in range(1, count)]
@@ -140,7 +138,7 @@ class _Team:
 
     def _finished_shard(self, number: int, reference: Any) -> None:
         try:
-            result: ShardResult = _result(reference)
+            result: ShardResult = answer(reference)
         except TooManyCorruptError as error:
             self._skipped[number] = error.skipped
             self._check_skipped()
@@ -171,7 +169,7 @@ class _Team:
                     worker = self._workers[following % len(self._workers)]
                     ahead.append(worker.encode.remote(self._shared, tokens.chunk(following)))
                     following += 1
-                tokens.write(tokens.num_done, _result(ahead.popleft()))
+                tokens.write(tokens.num_done, answer(ahead.popleft()))
                 progress.update(tokens.num_rows)
         tokens.close()
 
@@ -199,23 +197,13 @@ class _Watch:
         for reference in ready:
             worker = answers[reference]
             del self._asked[worker]
-            self._done[worker] = _result(reference)
+            self._done[worker] = answer(reference)
         return sum(self._done.get(worker, 0) for worker in workers)
 
     def forget(self, worker: Any) -> None:
         """Its shard is done."""
         self._asked.pop(worker, None)
         self._done.pop(worker, None)
-
-
-def _result(reference: Any) -> Any:
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        # The work's own error; Ray's stand-in for it would print the worker's whole traceback.
-        raise error.cause from error
-    except RayError as error:
-        raise RuntimeError(f"a worker was lost {_RETRIES + 1} times: {error}") from error
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def test_a_part_whose_process_is_killed_is_run_again(ray_cluster: str, tmp_path:
 
 
 def test_a_part_that_always_kills_its_process_is_given_up(ray_cluster: str):
-    with pytest.raises(RuntimeError, match="a part was lost 4 times"):
+    with pytest.raises(RuntimeError, match="a worker was lost 4 times"):
         list(run_parts(die, [0]))
 
 
