@@ -88,11 +88,12 @@ def test_a_searched_number_of_timesteps_is_held_against_the_file(good: str, tmp_
 
 
 def test_what_only_other_parameters_allow_is_no_mistake(good: str, tmp_path: Path):
-    # 500 timesteps go with few steps of the sampler alone, which another part of the space sees to.
+    # 40 intervals go with many timesteps alone, which the condition sees to.
     space = {
         "diffusion.num_timesteps": choice(30, 1000),
-        "sampling.num_steps": choice(20, 30, diffusion__num_timesteps=30),
-        "weighting.name": choice("vanilla", "ant_uw", diffusion__num_timesteps=30),
+        "weighting.name": choice("ant_uw"),
+        "weighting.num_clusters": choice(8, diffusion__num_timesteps=30),
+        "weighting.num_clusters@many": choice(40, diffusion__num_timesteps=1000),
     }
     check_trials(sweep(tmp_path, space, trial__sampling__num_steps=20))
 
