@@ -253,11 +253,14 @@ def test_exports_bring_their_encoder_and_need_no_data(
         expected = pixels(build_pipeline(open_model(moved)), prompt=["a handwritten two"])
         values["data"]["text_encoder"] = "./gone"
         (tmp_path / "kept.json").write_text((moved / "trial.json").read_text(encoding="utf-8"))
+        # As the message for an edited folder says; put back below.
+        (moved / "manifest.json").rename(tmp_path / "manifest.json")
         (moved / "trial.json").write_text(json.dumps(values), encoding="utf-8")
         again = build_pipeline(open_model(moved))
         assert again.config.prompts[0].startswith("a handwritten ")
         assert torch.equal(pixels(again, prompt=["a handwritten two"]), expected)
         (moved / "trial.json").write_text((tmp_path / "kept.json").read_text(encoding="utf-8"))
+        (tmp_path / "manifest.json").rename(moved / "manifest.json")
     finally:
         moved.rename(export)
 
