@@ -79,6 +79,7 @@ def test_what_the_user_types_wrong_gets_2_and_one_line(
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_it_ends_though_the_cluster_takes_the_call_and_never_speaks(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -80,6 +80,7 @@ def test_what_is_no_batch_of_images_is_refused(efficientnet: Extractor) -> None:
             efficientnet(images)
 
 
+@pytest.mark.slow
 def test_the_distance_orders_damage(efficientnet: Extractor, shared_cache: Path) -> None:
     data = load_images(DataConfig(resolution=32), shared_cache)
     generator = torch.Generator().manual_seed(0)

@@ -69,6 +69,7 @@ def test_a_part_whose_process_is_killed_is_run_again(ray_cluster: str, tmp_path:
     assert all(mark.exists() for mark in marks)
 
 
+@pytest.mark.slow
 def test_a_part_that_always_kills_its_process_is_given_up(ray_cluster: str):
     with pytest.raises(RuntimeError, match="a worker was lost 4 times"):
         list(run_parts(die, [0]))

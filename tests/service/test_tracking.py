@@ -358,6 +358,7 @@ SHIP = """
 """
 
 
+@pytest.mark.slow
 def test_a_shipper_killed_at_random_moments_sends_everything_once(folder, tmp_path):
     rng = random.Random(0)
     uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
