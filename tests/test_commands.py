@@ -130,6 +130,7 @@ def test_sample_writes_arrays_of_the_evaluations_own_samples(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_workers_measure_and_draw_what_one_process_does(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

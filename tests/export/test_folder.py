@@ -46,6 +46,7 @@ def test_diffusers_loads_the_export_in_a_new_process_and_draws_the_same(
     torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_pipeline_saved_again_loads_again(export: Path, tmp_path: Path):
     build_pipeline(open_model(export)).save_pretrained(tmp_path / "again")
     assert load_in_a_new_process(tmp_path / "again", tmp_path / "images.pt", tmp_path).startswith(

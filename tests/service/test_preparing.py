@@ -78,6 +78,7 @@ def test_workers_make_what_one_process_makes_and_a_second_run_nothing(
     assert Manifest.read(job.folder).broken_files(job.folder) == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_lost_is_made_up_for_and_corrupt_images_stop_the_work(
     ray_cluster: str, tmp_path: Path
 ) -> None:
