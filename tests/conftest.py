@@ -39,7 +39,6 @@ _WITH_RAY = frozenset(
         "service/test_proxies.py",
         "service/test_results.py",
         "service/test_resume.py",
-        "service/test_shared_study.py",
         "service/test_sweep.py",
         "service/test_working_folder.py",
         "test_analyze.py",

@@ -12,7 +12,9 @@ from dtr_ray.service.sweep import run_sweep
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("workers", [1, 2], ids=["tune", "train"])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, id="tune"), pytest.param(2, id="train", marks=pytest.mark.slow)]
+)
 def test_trials_find_files_by_paths_relative_to_where_the_sweep_was_started(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ):
