@@ -26,6 +26,7 @@ class Positions:
         state = self._read()
         self._offsets: dict[str, int] = dict(state.get("offsets", {}))
         self.run_ids: dict[str, str] = dict(state.get("run_ids", {}))
+        self._encoded_offsets, self._encoded_ids = _encoded(self._offsets), _encoded(self.run_ids)
 
     def offset(self, name: str) -> int:
         """Bytes of a file that are dealt with."""
@@ -34,13 +35,17 @@ class Positions:
     def save(self, offsets: Mapping[str, int], run_ids: Mapping[str, str]) -> None:
         """Takes new offsets, and puts everything on disk at once; a disk that fails is logged once."""
         self._offsets.update(offsets)
-        self.run_ids = dict(run_ids)
-        state = {"destination": self._destination, "offsets": self._offsets, "run_ids": self.run_ids}
+        # With thousands of runs it matters that only what has changed is encoded.
+        self._encoded_offsets.update(_encoded(offsets))
+        if run_ids != self.run_ids:
+            self.run_ids = dict(run_ids)
+            self._encoded_ids = _encoded(run_ids)
         draft = self._path.with_suffix(".tmp")
         try:
             with draft.open("w", encoding="utf-8") as file:
-                # Several times faster than json.dump, which matters with thousands of runs.
-                file.write(json.dumps(state))
+                file.write(f'{{"destination": {json.dumps(self._destination)}, "offsets": {{')
+                file.write(", ".join(self._encoded_offsets.values()) + '}, "run_ids": {')
+                file.write(", ".join(self._encoded_ids.values()) + "}}")
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(self._path)
@@ -63,3 +68,8 @@ class Positions:
             return {}
         same = isinstance(state, dict) and state.get("destination") == self._destination
         return state if same else {}
+
+
+def _encoded(members: Mapping[str, Any]) -> dict[str, str]:
+    """The members of a JSON object, as text by key."""
+    return {key: f"{json.dumps(key)}: {json.dumps(value)}" for key, value in members.items()}

@@ -13,6 +13,7 @@ import re
 import shlex
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,14 +95,19 @@ class Tracker:
         """MLflow's id of a run; None before it was made there."""
         return self._store.run_ids.get(run_key)
 
-    def _files(self) -> list[tuple[str, Path]]:
-        """Record files by their name in the tracking folder, the sweep's own run first."""
-        paths = sorted(self._folder.glob("*/*.jsonl"), key=lambda p: (p.parent.name != SWEEP_RUN, p))
-        return [(path.relative_to(self._folder).as_posix(), path) for path in paths]
-
     def _longer_files(self) -> list[tuple[str, Path]]:
-        """Those of `_files` that hold more than was sent."""
-        return [(n, path) for n, path in self._files() if path.stat().st_size > self._positions.offset(n)]
+        """Record files that hold more than was sent, by their name in the folder; the sweep's own first."""
+        found = []
+        # There may be tens of thousands: pathlib would take several times as long.
+        with suppress(FileNotFoundError), os.scandir(self._folder) as runs:
+            for run in runs:
+                if run.is_dir():
+                    with os.scandir(run.path) as files:
+                        ours = [file for file in files if file.name.endswith(".jsonl")]
+                    sizes = {f"{run.name}/{file.name}": file.stat().st_size for file in ours}
+                    found += [name for name, size in sizes.items() if size > self._positions.offset(name)]
+        found.sort(key=lambda name: (not name.startswith(f"{SWEEP_RUN}/"), name))
+        return [(name, self._folder / name) for name in found]
 
     def _run(self) -> None:
         while True:
