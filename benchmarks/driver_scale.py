@@ -36,8 +36,9 @@ from rich.table import Table
 
 from dtr_ray.config import SweepConfig
 from dtr_ray.config.protocol import protocol_of
-from dtr_ray.service import cluster, display, results, run_log, state, study, sweep, tracking, tuning
-from dtr_ray.service.journal import Journal
+from dtr_ray.search import results, state, study
+from dtr_ray.search.journal import Journal
+from dtr_ray.service import cluster, display, run_log, sweep, tracking, tuning
 from dtr_ray.service.records import RecordWriter, record_path
 from dtr_ray.training import Report
 

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dtr_ray.config import SweepConfig
+from dtr_ray.search.journal import read_events, replay
 from dtr_ray.service.attempts import read_attempts
-from dtr_ray.service.journal import read_events, replay
 from dtr_ray.service.sweep import run_sweep
 
 TRIAL: dict[str, Any] = {

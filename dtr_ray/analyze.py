@@ -154,8 +154,8 @@ def _print_affinity(affinity: "Affinity", output: Path) -> None:
 def _compare(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from dtr_ray.service.comparison import compare_sweeps
-    from dtr_ray.service.comparison_table import comparison_table, write_comparison
+    from dtr_ray.search.comparison import compare_sweeps
+    from dtr_ray.search.comparison_table import comparison_table, write_comparison
 
     baseline = _conditions(options.baseline)
     tables = compare_sweeps(options.sweeps, options.metric, baseline, options.at, mixed=options.mixed)

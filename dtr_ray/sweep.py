@@ -56,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
         warnings.warn(text, ConfigWarning, stacklevel=1)
     folder = Path(config.storage.output) / config.name
 
-    from dtr_ray.service.checks import check_trials
+    from dtr_ray.search.checks import check_trials
     from dtr_ray.service.plan import print_plan
 
     check_trials(config)

@@ -32,7 +32,7 @@ from dtr_ray.cache import cache_dir
 from dtr_ray.config import SweepConfig, TrialConfig
 from dtr_ray.data.identity import data_identity
 from dtr_ray.export.folder import export_model
-from dtr_ray.service.state import SweepState
+from dtr_ray.search.state import SweepState
 from dtr_ray.training.reports import Report
 from dtr_ray.training.state import TrainingState, checkpoint_folder
 

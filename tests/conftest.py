@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres import BINARIES, Postgres
 from xdist.scheduler import LoadScopeScheduling
 
 # Read by the libraries when they are first imported, hence here and not in a fixture.
@@ -113,3 +114,24 @@ def ray_cluster(shared_cache: Path) -> Iterator[str]:
         patch.setenv("RAY_ADDRESS", address)
         yield address
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """One PostgreSQL for all tests, which may stop or kill it."""
+    if BINARIES is None:
+        pytest.skip("needs Debian's postgresql")
+    server = Postgres()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def postgres(postgres_server: Postgres) -> Postgres:
+    """The same, running."""
+    if not postgres_server.running:
+        postgres_server.start()
+    return postgres_server

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from dtr_ray.config import SweepConfig
-from dtr_ray.service.state import SweepState, save_config
+from dtr_ray.search.state import SweepState, save_config
 from dtr_ray.training.reports import Report
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from tiny_trials import METRIC, TINY, digits
 
 from dtr_ray.config import SweepConfig, flatten
-from dtr_ray.service.provenance import sweep_identity
+from dtr_ray.search.provenance import sweep_identity
 from dtr_ray.service.records import RecordWriter, record_path
 from dtr_ray.service.tracking import Tracker
 from dtr_ray.training import train

@@ -29,8 +29,8 @@ from tiny_sweeps import (
 )
 
 from dtr_ray.config import SweepConfig
+from dtr_ray.search.journal import read_events
 from dtr_ray.service.attempts import read_heartbeat
-from dtr_ray.service.journal import read_events
 
 SIGNALS: dict[str, tuple[int, Callable[[SweepCommand], list[int]]]] = {
     "kill driver": (signal.SIGKILL, lambda command: [command.process.pid]),

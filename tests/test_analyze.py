@@ -17,7 +17,7 @@ from dtr_ray import analyze, sweep, train
 from dtr_ray.config import override
 from dtr_ray.diffusion.affinity import load_affinity
 from dtr_ray.diffusion.intervals import measured_intervals
-from dtr_ray.service.state import SweepState, save_config
+from dtr_ray.search.state import SweepState, save_config
 from dtr_ray.training import train as train_model
 
 FEW = ["--timesteps", "12", "--batches", "2", "--batch-size", "8"]

@@ -13,7 +13,7 @@ from tiny_trials import METRIC, TINY
 
 from dtr_ray import sweep
 from dtr_ray.config import SweepConfig
-from dtr_ray.service.state import SweepState, save_config
+from dtr_ray.search.state import SweepState, save_config
 from dtr_ray.training.reports import Report
 
 ROOT = Path(__file__).parents[1]

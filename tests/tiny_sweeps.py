@@ -17,8 +17,8 @@ import yaml
 from tiny_trials import TINY
 
 from dtr_ray.config import SweepConfig, override
+from dtr_ray.search.journal import TrialRecord, read_events, replay
 from dtr_ray.service.attempts import Attempt, read_attempts
-from dtr_ray.service.journal import TrialRecord, read_events, replay
 from dtr_ray.service.sweep import Outcome
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dtr_ray.config import SweepConfig, TrialConfig
 from dtr_ray.config.files import checked_config, inside, needed, read_config, read_json
 from dtr_ray.config.protocol import protocol_of
-from dtr_ray.service.database import without_password
+from dtr_ray.search.database import without_password
 from dtr_ray.service.mlflow_client import answering, connect, sqlite_path
 from dtr_ray.service.tracking import default_tracking_uri
 

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dtr_ray import log_lines
+from dtr_ray.search.journal import TrialRecord
+from dtr_ray.search.names import describe_params, figure, short_names, short_value
+from dtr_ray.search.state import Happening, SweepState
 from dtr_ray.service.attempts import read_heartbeat
-from dtr_ray.service.journal import TrialRecord
-from dtr_ray.service.names import describe_params, figure, short_names, short_value
-from dtr_ray.service.state import Happening, SweepState
 
 _STYLES = {"running": "cyan", "completed": "green", "pruned": "yellow", "failed": "red"}
 _MAX_ROWS = 24

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dtr_ray.config import TrialConfig, flatten
+from dtr_ray.search.provenance import sweep_identity, versions
 from dtr_ray.service.best import BestTrial, lineage
-from dtr_ray.service.provenance import sweep_identity, versions
 from dtr_ray.service.records import RecordWriter, record_path
 from dtr_ray.service.registry import register_model
 from dtr_ray.service.tracking import Tracker

@@ -12,12 +12,12 @@ from dtr_ray.config.protocol import describe, differences
 from dtr_ray.config.sweep import ResourcesConfig
 from dtr_ray.export.folder import export_model
 from dtr_ray.export.trained import EXPORT_FOLDER
+from dtr_ray.search.names import with_error
 from dtr_ray.service import cluster
 from dtr_ray.service.best import BestTrial
 from dtr_ray.service.distributed_trial import run_on_train
 from dtr_ray.service.fetching import settled
 from dtr_ray.service.final_log import RUN_KEY, FinalLog
-from dtr_ray.service.names import with_error
 from dtr_ray.service.progress import TrainingProgress
 from dtr_ray.service.trial import reason_of
 from dtr_ray.training import Report

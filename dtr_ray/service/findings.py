@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from dtr_ray.service.database import without_password
+from dtr_ray.search.database import without_password
 
 Level = Literal["ok", "warning", "fail"]
 T = TypeVar("T")

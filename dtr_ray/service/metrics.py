@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 import ray
 from ray.util import metrics as ray_metrics
 
-from dtr_ray.service.journal import TrialRecord
-from dtr_ray.service.state import Happening, SweepState
+from dtr_ray.search.journal import TrialRecord
+from dtr_ray.search.state import Happening, SweepState
 
 log = logging.getLogger(__name__)
 

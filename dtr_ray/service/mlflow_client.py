@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from dtr_ray.service.database import check_database, database_url, without_password
+from dtr_ray.search.database import check_database, database_url, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

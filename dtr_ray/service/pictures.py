@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:
-    from dtr_ray.service.state import SweepState
+    from dtr_ray.search.state import SweepState
 
 _ON, _OFF = (31, 95, 173), (232, 236, 241)
 _MARGIN, _LINE = 6, 14

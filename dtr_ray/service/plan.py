@@ -15,9 +15,9 @@ from dtr_ray.config.protocol import Protocol, describe, protocol_of
 from dtr_ray.config.space import Choice, Integer, LogUniform, Parameter, Quantised, Uniform
 from dtr_ray.config.sweep import ASHAStopping, MedianStopping
 from dtr_ray.models import build_model
+from dtr_ray.search.database import without_password
+from dtr_ray.search.stopping import rungs
 from dtr_ray.service import cluster
-from dtr_ray.service.database import without_password
-from dtr_ray.service.stopping import rungs
 from dtr_ray.service.tracking import default_tracking_uri
 
 # Weights, their average, and AdamW's two moments, in float32.

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from dtr_ray import log_lines
 from dtr_ray.config.evaluation import EvaluationConfig
+from dtr_ray.search.names import figure
 from dtr_ray.service.attempts import read_heartbeat
 from dtr_ray.service.display import clock
-from dtr_ray.service.names import figure
 from dtr_ray.training import Report
 
 _LOOK_S = 0.5

@@ -6,11 +6,11 @@ from typing import Any
 
 from dtr_ray.config import SweepConfig, flatten
 from dtr_ray.config.protocol import describe
-from dtr_ray.service.database import public
-from dtr_ray.service.journal import TrialRecord
-from dtr_ray.service.provenance import sweep_identity, versions
+from dtr_ray.search.database import public
+from dtr_ray.search.journal import TrialRecord
+from dtr_ray.search.provenance import sweep_identity, versions
+from dtr_ray.search.state import Happening, SweepState
 from dtr_ray.service.records import RecordWriter, read_lines, record_path
-from dtr_ray.service.state import Happening, SweepState
 from dtr_ray.service.tracking import Tracker, default_tracking_uri
 
 _ENDS = {"completed": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}

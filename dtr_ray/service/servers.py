@@ -13,8 +13,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from dtr_ray.config.sweep import StorageConfig
+from dtr_ray.search.database import check_database, without_password
 from dtr_ray.service.cluster_answers import Case
-from dtr_ray.service.database import check_database, without_password
 from dtr_ray.service.findings import Finding, fail, in_a_line, ok, warning
 from dtr_ray.service.mlflow_client import check_uri, sqlite_path
 from dtr_ray.service.tracking import default_tracking_uri

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from dtr_ray.config.protocol import describe
-from dtr_ray.service.database import without_password
+from dtr_ray.search.database import without_password
+from dtr_ray.search.names import figure, short_names, short_value
+from dtr_ray.search.state import SweepState
+from dtr_ray.search.study import importances
 from dtr_ray.service.display import clock
-from dtr_ray.service.names import figure, short_names, short_value
-from dtr_ray.service.state import SweepState
-from dtr_ray.service.study import importances
 from dtr_ray.service.sweep import Outcome
 from dtr_ray.service.tracking import ui_command
 

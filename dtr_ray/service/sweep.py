@@ -14,16 +14,16 @@ from dtr_ray.cache import cache_dir
 from dtr_ray.config import SweepConfig
 from dtr_ray.config.files import make_folder
 from dtr_ray.data.identity import data_identity as identity_of
+from dtr_ray.search.journal import read_events, replay
+from dtr_ray.search.results import ResultFiles, write_best, write_trials
+from dtr_ray.search.resuming import check_resumable, check_same_data
+from dtr_ray.search.state import SweepState, is_complete, save_config
+from dtr_ray.search.studies import check_study
 from dtr_ray.service import cluster
 from dtr_ray.service.display import Display
 from dtr_ray.service.fetching import fetch_here, fetch_on_nodes, trial_weights
-from dtr_ray.service.journal import read_events, replay
 from dtr_ray.service.pictures import write_montage
-from dtr_ray.service.results import ResultFiles, write_best, write_trials
-from dtr_ray.service.resuming import check_resumable, check_same_data
 from dtr_ray.service.run_log import RunLog
-from dtr_ray.service.state import SweepState, is_complete, save_config
-from dtr_ray.service.studies import check_study
 from dtr_ray.service.watchdog import watchdog
 
 log = logging.getLogger(__name__)

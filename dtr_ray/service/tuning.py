@@ -21,9 +21,9 @@ from ray.tune.search import Searcher
 from dtr_ray import log_lines
 from dtr_ray.config import SweepConfig
 from dtr_ray.config.sweep import ResourcesConfig
+from dtr_ray.search.journal import Status, TrialRecord
+from dtr_ray.search.state import SweepState
 from dtr_ray.service.fetching import settled
-from dtr_ray.service.journal import Status, TrialRecord
-from dtr_ray.service.state import SweepState
 from dtr_ray.service.trial import SweepTrial, reason_of
 from dtr_ray.training import Report
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dtr_ray.search.state import SweepState
 from dtr_ray.service.attempts import read_heartbeat
-from dtr_ray.service.state import SweepState
 
 # After the stall time-out Tune has this long to end by itself.
 _GRACE_S = 60.0

@@ -21,10 +21,10 @@ from dtr_ray.config import DataConfig, TrialConfig
 from dtr_ray.data import ImageData, load_images
 from dtr_ray.distributed import Group
 from dtr_ray.models.router import Router
+from dtr_ray.search.provenance import environment
 from dtr_ray.service.attempts import AttemptLog
 from dtr_ray.service.metrics import TrialMetrics, sweep_of
 from dtr_ray.service.pictures import draw_mask
-from dtr_ray.service.provenance import environment
 from dtr_ray.service.records import RecordWriter, record_path
 from dtr_ray.training import Observer, Report, train
 from dtr_ray.weights.finding import Weights, find, required_weights

@@ -12,7 +12,7 @@ from tiny_trials import digits
 from dtr_ray.analysis import proxies
 from dtr_ray.analysis.proxies import Measured, ProxyStudy, study_proxy, write_study
 from dtr_ray.analysis.proxy_table import study_lines, study_table
-from dtr_ray.service.state import save_config
+from dtr_ray.search.state import save_config
 from dtr_ray.training import Report, train
 
 PROXY = "proxy_fd_efficientnet_lite0_16"

@@ -1,10 +1,8 @@
 """One sweep on the shared Ray, run once for all tests that look at what a sweep leaves behind."""
 
 import io
-from collections.abc import Iterator
 
 import pytest
-from postgres import BINARIES, Postgres
 from rich.console import Console
 from scraping import Scraper
 from tiny_sweeps import Finished, folder_of, tiny_sweep
@@ -33,24 +31,3 @@ def finished_sweep(ray_cluster: str, scraper: Scraper, tmp_path_factory: pytest.
 def wide() -> Console:
     """A console of 100 columns that believes to be a terminal; its text is in `wide.file`."""
     return Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Postgres]:
-    """One PostgreSQL for all tests, which may stop or kill it."""
-    if BINARIES is None:
-        pytest.skip("needs Debian's postgresql")
-    server = Postgres()
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
-
-
-@pytest.fixture
-def postgres(postgres_server: Postgres) -> Postgres:
-    """The same, running."""
-    if not postgres_server.running:
-        postgres_server.start()
-    return postgres_server

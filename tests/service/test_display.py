@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 from tiny_sweeps import METRIC, Finished, folder_of, tiny_sweep
 
+from dtr_ray.search.journal import TrialRecord
+from dtr_ray.search.names import describe_params, short_names
+from dtr_ray.search.state import SweepState
 from dtr_ray.service.attempts import AttemptLog
 from dtr_ray.service.display import Display, clock
-from dtr_ray.service.journal import TrialRecord
-from dtr_ray.service.names import describe_params, short_names
 from dtr_ray.service.plan import print_plan
-from dtr_ray.service.state import SweepState
 from dtr_ray.service.summary import print_summary
 from dtr_ray.training import Report
 

@@ -18,10 +18,10 @@ from mlflow import MlflowClient
 from tiny_sweeps import ROOT, read_json
 
 from dtr_ray.config.space import active_parameters
-from dtr_ray.service.journal import TrialRecord, apply, read_events, replay
+from dtr_ray.search.journal import TrialRecord, apply, read_events, replay
+from dtr_ray.search.stopping import rungs
+from dtr_ray.search.study import Suggester, _suggest, frozen_trial
 from dtr_ray.service.mlflow_client import connect
-from dtr_ray.service.stopping import rungs
-from dtr_ray.service.study import Suggester, _suggest, frozen_trial
 
 NUM_TRIALS, NUM_GPUS = 60, 16
 

@@ -9,9 +9,9 @@ import pytest
 from scraping import Scraper, scrape
 from tiny_sweeps import METRIC, Finished, folder_of, tiny_sweep, wait_until
 
+from dtr_ray.search.state import SweepState
 from dtr_ray.service import metrics
 from dtr_ray.service.metrics import METRICS, TrialMetrics, exported, sweep_of
-from dtr_ray.service.state import SweepState
 from dtr_ray.service.worker import run_worker
 from dtr_ray.training import Report
 

@@ -14,11 +14,11 @@ from tiny_sweeps import METRIC, folder_of, read_json, tiny_sweep
 
 from dtr_ray.config import SweepConfig
 from dtr_ray.config.protocol import describe, protocol_of
+from dtr_ray.search.results import write_best, write_trials
+from dtr_ray.search.state import SweepState, save_config
+from dtr_ray.search.study import importances
 from dtr_ray.service.display import Display
 from dtr_ray.service.plan import print_plan
-from dtr_ray.service.results import write_best, write_trials
-from dtr_ray.service.state import SweepState, save_config
-from dtr_ray.service.study import importances
 from dtr_ray.service.summary import print_summary
 from dtr_ray.service.sweep import Outcome
 from dtr_ray.training import Report

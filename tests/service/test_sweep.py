@@ -25,8 +25,8 @@ from tiny_sweeps import (
 )
 from tiny_trials import digits
 
-from dtr_ray.service.journal import read_events
-from dtr_ray.service.state import SweepState, save_config
+from dtr_ray.search.journal import read_events
+from dtr_ray.search.state import SweepState, save_config
 from dtr_ray.service.sweep import run_sweep
 from dtr_ray.service.watchdog import watchdog
 from dtr_ray.training import train
@@ -168,7 +168,7 @@ def test_a_sweep_that_cannot_end_by_itself_is_ended_with_exit_code_1(tmp_path: P
 import time
 from pathlib import Path
 from dtr_ray.config import SweepConfig
-from dtr_ray.service.state import SweepState
+from dtr_ray.search.state import SweepState
 from dtr_ray.service.watchdog import watchdog
 
 config = SweepConfig.model_validate_json(Path({str(folder / "sweep.json")!r}).read_text())

@@ -26,10 +26,10 @@ from postgres import BINARIES, PASSWORD, Postgres
 from service.mlflow_server import free_port
 
 from dtr_ray.config import SweepConfig
-from dtr_ray.service.journal import TrialRecord
+from dtr_ray.search.journal import TrialRecord
+from dtr_ray.search.state import SweepState, save_config
 from dtr_ray.service.records import read_lines, tracking_folder
 from dtr_ray.service.run_log import RunLog
-from dtr_ray.service.state import SweepState, save_config
 from dtr_ray.training.reports import Report
 
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,9 @@ import pytest
 from tiny_sweeps import METRIC, folder_of, tiny_sweep
 
 from dtr_ray.config.protocol import protocol_of
-from dtr_ray.service.journal import Journal
-from dtr_ray.service.resuming import check_resumable, check_same_data
-from dtr_ray.service.state import SweepState, save_config
+from dtr_ray.search.journal import Journal
+from dtr_ray.search.resuming import check_resumable, check_same_data
+from dtr_ray.search.state import SweepState, save_config
 from dtr_ray.training import Report
 
 

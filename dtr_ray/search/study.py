@@ -29,10 +29,10 @@ from dtr_ray.config.space import (
     by_key,
 )
 from dtr_ray.config.sweep import SearchConfig
-from dtr_ray.service.database import database_url, reason_of
-from dtr_ray.service.journal import TrialRecord
-from dtr_ray.service.past import Past
-from dtr_ray.service.studies import DATABASE_ERRORS, TRIAL_ID, is_of, is_withdrawn, marked, open_study
+from dtr_ray.search.database import database_url, reason_of
+from dtr_ray.search.journal import TrialRecord
+from dtr_ray.search.past import Past
+from dtr_ray.search.studies import DATABASE_ERRORS, TRIAL_ID, is_of, is_withdrawn, marked, open_study
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import pytest
 from optuna.trial import TrialState
 
 from dtr_ray.config import SweepConfig
-from dtr_ray.service.journal import Journal, replay
-from dtr_ray.service.resuming import check_resumable
-from dtr_ray.service.state import SweepState, save_config
-from dtr_ray.service.study import importances
+from dtr_ray.search.journal import Journal, replay
+from dtr_ray.search.resuming import check_resumable
+from dtr_ray.search.state import SweepState, save_config
+from dtr_ray.search.study import importances
 from dtr_ray.training.reports import Report
 
 METRIC = "fd_efficientnet_lite0_1k"

@@ -13,10 +13,10 @@ from rich.console import Console
 from tiny_sweeps import METRIC, tiny_sweep
 
 from dtr_ray.config.protocol import protocol_of
-from dtr_ray.service.comparison import compare_sweeps, compare_trials
-from dtr_ray.service.comparison_table import comparison_table, write_comparison
-from dtr_ray.service.journal import Journal
-from dtr_ray.service.state import save_config
+from dtr_ray.search.comparison import compare_sweeps, compare_trials
+from dtr_ray.search.comparison_table import comparison_table, write_comparison
+from dtr_ray.search.journal import Journal
+from dtr_ray.search.state import save_config
 
 SPACE: dict[str, Any] = {
     "training.seed": {"type": "choice", "values": [0, 1, 2, 3]},

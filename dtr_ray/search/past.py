@@ -7,7 +7,7 @@ from typing import Any
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from dtr_ray.service.journal import TrialRecord
+from dtr_ray.search.journal import TrialRecord
 
 
 class Past:

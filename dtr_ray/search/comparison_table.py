@@ -9,8 +9,8 @@ from rich import box
 from rich.table import Table
 
 from dtr_ray.config.protocol import describe
-from dtr_ray.service.comparison import Comparison, Row, rises
-from dtr_ray.service.names import describe_params, short_value
+from dtr_ray.search.comparison import Comparison, Row, rises
+from dtr_ray.search.names import describe_params, short_value
 
 
 def comparison_table(comparison: Comparison) -> Table:

@@ -1,6 +1,6 @@
 """Sweeps that share a study in PostgreSQL repeat none of each other's trials, and lose none with it.
 
-The slow ones, in about three minutes: pytest tests/service/test_shared_study.py -m slow -n 0
+The slow ones, in about three minutes: pytest tests/search/test_shared_study.py -m slow -n 0
 """
 
 import json
@@ -21,10 +21,10 @@ from service.shared_sweeps import METRIC, SMALL, sweep
 from tiny_sweeps import folder_of, records, sweep_command, tiny_sweep
 
 from dtr_ray.config import SweepConfig
-from dtr_ray.service import sharing
-from dtr_ray.service.database import database_url
-from dtr_ray.service.journal import TrialRecord, read_events, replay
-from dtr_ray.service.state import SweepState, save_config
+from dtr_ray.search import sharing
+from dtr_ray.search.database import database_url
+from dtr_ray.search.journal import TrialRecord, read_events, replay
+from dtr_ray.search.state import SweepState, save_config
 from dtr_ray.training.reports import Report
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dtr_ray.config import flatten
 from dtr_ray.config.errors import shown
-from dtr_ray.service.database import check_database, database_url, engine_options, reason_of, without_password
+from dtr_ray.search.database import check_database, database_url, engine_options, reason_of, without_password
 
 TRIAL_ID, SWEEP_ID = "dtr_ray.trial_id", "dtr_ray.sweep_id"
 _COMMON, _WITHDRAWN = "dtr_ray.common", "dtr_ray.withdrawn"

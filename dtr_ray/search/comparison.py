@@ -17,8 +17,8 @@ from dtr_ray.config.errors import shown, suggestion
 from dtr_ray.config.files import read_config
 from dtr_ray.config.protocol import Protocol, describe, differences, groups
 from dtr_ray.config.space import Scalar, target
-from dtr_ray.service.journal import TrialRecord, read_events, replay
-from dtr_ray.service.names import describe_params, short_names
+from dtr_ray.search.journal import TrialRecord, read_events, replay
+from dtr_ray.search.names import describe_params, short_names
 
 SEED = "training.seed"
 SWEEP = "sweep"

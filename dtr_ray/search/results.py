@@ -9,8 +9,8 @@ from typing import Any
 
 from dtr_ray.config.protocol import describe
 from dtr_ray.config.space import target
-from dtr_ray.service.journal import TrialRecord
-from dtr_ray.service.state import Happening, SweepState
+from dtr_ray.search.journal import TrialRecord
+from dtr_ray.search.state import Happening, SweepState
 
 _HIGHER_IS_BETTER = ("is_", "precision_", "recall_", "train_seconds", "eval_seconds")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tiny_sweeps import METRIC, folder_of, tiny_sweep
 
-from dtr_ray.service.results import write_trials
-from dtr_ray.service.state import SweepState, save_config
+from dtr_ray.search.results import write_trials
+from dtr_ray.search.state import SweepState, save_config
 from dtr_ray.training.reports import Report
 
 ALL = ["kid", "inception_score", "precision_recall"]

@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from dtr_ray.config import SweepConfig
 from dtr_ray.config.protocol import protocol_of
-from dtr_ray.service.database import public
-from dtr_ray.service.figures import Figures
-from dtr_ray.service.journal import Journal, Status, TrialRecord, apply, replay, seconds_spent
-from dtr_ray.service.provenance import sweep_identity
-from dtr_ray.service.sharing import open_mirror
-from dtr_ray.service.stopping import should_stop
-from dtr_ray.service.study import Suggester
+from dtr_ray.search.database import public
+from dtr_ray.search.figures import Figures
+from dtr_ray.search.journal import Journal, Status, TrialRecord, apply, replay, seconds_spent
+from dtr_ray.search.provenance import sweep_identity
+from dtr_ray.search.sharing import open_mirror
+from dtr_ray.search.stopping import should_stop
+from dtr_ray.search.study import Suggester
 from dtr_ray.training.reports import Report
 
 Happening = Literal["started", "reported", "ended"]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtr_ray.config.sweep import ASHAStopping, MedianStopping, NoStopping
-from dtr_ray.service.stopping import rungs, should_stop
+from dtr_ray.search.stopping import rungs, should_stop
 
 ASHA = ASHAStopping(name="asha", grace_steps=100, reduction_factor=2)
 

@@ -6,9 +6,9 @@ import pytest
 from postgres import BINARIES, PASSWORD, USER
 from service.shared_sweeps import sweep
 
-from dtr_ray.service import database
-from dtr_ray.service.database import check_database, database_url, public, without_password
-from dtr_ray.service.state import save_config
+from dtr_ray.search import database
+from dtr_ray.search.database import check_database, database_url, public, without_password
+from dtr_ray.search.state import save_config
 
 needs_postgres = pytest.mark.skipif(BINARIES is None, reason="needs Debian's postgresql")
 

@@ -1,7 +1,7 @@
 """Figures: what trials have reported, gathered anew only from those that have reported since."""
 
 from dtr_ray.config.evaluation import EvaluationConfig
-from dtr_ray.service.journal import TrialRecord
+from dtr_ray.search.journal import TrialRecord
 
 Best = tuple[int, float] | None
 

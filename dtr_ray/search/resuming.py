@@ -8,7 +8,7 @@ from dtr_ray.config import SweepConfig, flatten
 from dtr_ray.config.errors import ConfigError, shown
 from dtr_ray.config.files import checked_config, needed, read_json
 from dtr_ray.config.protocol import UNKNOWN, differences, protocol_of
-from dtr_ray.service.journal import read_events
+from dtr_ray.search.journal import read_events
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from tiny_sweeps import tiny_sweep
 
 from dtr_ray.config import SweepConfig
 from dtr_ray.diffusion.affinity import Affinity
-from dtr_ray.service.checks import check_trials
+from dtr_ray.search.checks import check_trials
 
 
 def choice(*values: Any, **when: Any) -> dict[str, Any]:
