@@ -74,12 +74,14 @@ def connect(tracking_uri: str) -> "MlflowClient":
     """A client that fails soon rather than retrying for minutes; the caller decides when to try again.
 
     It sets MLFLOW_HTTP_REQUEST_TIMEOUT (20 s), MLFLOW_HTTP_REQUEST_MAX_RETRIES (0) and
-    MLFLOW_DISABLE_TELEMETRY for this process where they are unset, and mutes MLflow's log unless
-    MLFLOW_LOGGING_LEVEL is set. Importing MLflow takes seconds.
+    MLFLOW_DISABLE_TELEMETRY for this process where they are unset, and mutes what MLflow prints, and its log
+    unless MLFLOW_LOGGING_LEVEL is set. Importing MLflow takes seconds.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # The address of every run that ends, password and all, into the midst of a live table.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     from mlflow import MlflowClient
 
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dtr_ray.search.database import without_password
 from dtr_ray.service.mlflow_client import sqlite_path
 from dtr_ray.service.mlflow_store import SWEEP_RUN, Entry, MlflowStore, RefusedError, entries_of
 from dtr_ray.service.positions import Positions
@@ -62,7 +63,7 @@ class Tracker:
             raise ValueError(f"sweep_id has only letters, digits and ._-, not {sweep_id!r}")
         self._sweep_folder = Path(sweep_folder)
         self._folder = tracking_folder(self._sweep_folder)
-        self._shown_uri = _without_password(tracking_uri)
+        self._shown_uri = without_password(tracking_uri)
         location = artifact_location or default_artifact_location(tracking_uri, experiment)
         self._store = MlflowStore(tracking_uri, experiment, sweep_id, location)
         self._positions = Positions(self._folder / "state.json", f"{tracking_uri} {experiment} {sweep_id}")
@@ -206,7 +207,7 @@ class Tracker:
 
     def _set_aside(self, run_key: str, refused: list[Any], reason: str) -> None:
         """Keeps what MLflow will never take, so that it does not hold up what comes after it."""
-        path, reason = self._folder / "rejected.jsonl", _without_password(reason)
+        path, reason = self._folder / "rejected.jsonl", without_password(reason)
         with path.open("a", encoding="utf-8") as file:
             for item in refused:
                 file.write(json.dumps({"run": run_key, "refused": item, "reason": reason}) + "\n")
@@ -251,7 +252,7 @@ def default_artifact_location(tracking_uri: str, experiment: str) -> str | None:
 
 def ui_command(tracking_uri: str) -> str:
     """What to type to see the runs: a command, or for a server its address."""
-    shown = _without_password(tracking_uri)
+    shown = without_password(tracking_uri)
     if shown.startswith(("http://", "https://")):
         return shown
     return f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
@@ -265,11 +266,7 @@ def _place(line: Line) -> int:
 
 
 def _short(text: str) -> str:
-    return " ".join(_without_password(text).split())[:300]
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return " ".join(without_password(text).split())[:300]
 
 
 def _sync(path: Path) -> None:

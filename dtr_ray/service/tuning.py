@@ -14,6 +14,7 @@ from typing import Any
 
 from ray import cloudpickle, tune
 from ray.exceptions import RayTaskError
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -52,6 +53,9 @@ def run_trials(config: SweepConfig, state: SweepState, num_concurrent: int) -> N
     os.environ.update(_ENVIRONMENT, TUNE_MAX_PENDING_TRIALS_PG=str(num_concurrent))
     for name, value in _DEFAULT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # Tune hands them on to its trials in a way that Ray's agent writes into its log, values and all. Machines
+    # have their own, and the processes of this one inherit them.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update({n for n in os.environ if n.startswith("AWS_")})
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     scratch = state.folder / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)
