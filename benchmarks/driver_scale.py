@@ -6,8 +6,12 @@ Each sweep is `run_sweep`, with all that it writes: journal, Optuna study, recor
 and an MLflow store (SQLite). Simulated are the trials, their clock and their 256 GPUs: instead of Ray Tune's
 controller, `Controller` asks the sweep's own Searcher, Scheduler and Stopper what Tune asks them, in Tune's
 order, and no Ray is started. So the figures lack Tune's own time, and hold all that the driver does between a
-report and its decision. CPU time is that of the thread that decides, by part, each without those inside it;
-`MLflow` is the thread that ships the records meanwhile; the trials' own record files are not counted.
+report and its decision. CPU time is by part, each without those inside it: `driver` is the thread that
+decides, `MLflow` the one that ships the records meanwhile, but for connecting, once a sweep. What the
+simulation takes itself (results, the trials' own record files, the queue) is in none.
+
+`last fifth` is what a trial costs when four fifths of the sweep are over. Memory is resident after MLflow is
+connected and a hundred trials have ended, and when the last has ended; its growth is over the trials between.
 """
 
 import argparse
@@ -26,7 +30,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -38,7 +42,8 @@ from dtr_ray.config import SweepConfig
 from dtr_ray.config.protocol import protocol_of
 from dtr_ray.search import results, state, study
 from dtr_ray.search.journal import Journal
-from dtr_ray.service import cluster, display, run_log, sweep, tracking, tuning
+from dtr_ray.service import cluster, display, mlflow_store, processes, run_log, sweep, tracking, tuning
+from dtr_ray.service.deaths import Deaths
 from dtr_ray.service.records import RecordWriter, record_path
 from dtr_ray.training import Report
 
@@ -55,7 +60,10 @@ _PARTS: dict[str, list[tuple[Any, str]]] = {
     "records": [(run_log.RunLog, "__call__")],
     "display": [(display.Display, "__call__")],
     "MLflow": [(tracking.Tracker, "_try_ship")],
+    "connect": [(mlflow_store.MlflowStore, "connect")],
 }
+_TRACKING = ("MLflow", "connect")
+_WARM = 100
 
 
 def sweep_config(num_trials: int, output: Path, **changes: Any) -> SweepConfig:
@@ -142,44 +150,70 @@ class Controller:
 
     def __init__(self, clock: "Clock", data_identity: str) -> None:
         self._clock, self._data_identity = clock, data_identity
+        self.marks: list[Mark] = []
+        """One for every hundredth of the trials that have ended."""
         self.seconds = 0.0
         """Simulated."""
+        self._ended_before = 0
         self.most_at_once = 0
 
-    def run_trials(self, config: SweepConfig, sweep_state: state.SweepState, num_concurrent: int) -> None:
+    def run_trials(
+        self, config: SweepConfig, sweep_state: state.SweepState, num_concurrent: int, hung: dict[str, str]
+    ) -> None:
         """As `tuning.run_trials`."""
         trainer = Trainer(config, sweep_state.folder, self._data_identity)
-        searcher = tuning.SweepSearcher(sweep_state, num_concurrent, tuning._launcher(config, sweep_state))
+        self._ended_before = len(sweep_state.trials) - sweep_state.tally.count("running")
+        launch = tuning._launcher(config, sweep_state)
+        searcher = tuning.SweepSearcher(sweep_state, num_concurrent, launch, Deaths(sweep_state, hung))
         scheduler = tuning.SweepScheduler(sweep_state, searcher)
         stopper = tuning.SweepStopper(sweep_state)
         queue: list[tuple[float, int, str, Iterator[dict[str, Any]], dict[str, Any]]] = []
         numbers = itertools.count()
 
         def push(tune_id: str, coming: Iterator[dict[str, Any]]) -> None:
-            with self._clock.part("trainer"):
-                result = next(coming)
+            result = next(coming)
             heapq.heappush(queue, (self.seconds + result["seconds"], next(numbers), tune_id, coming, result))
 
-        with self._clock.part("rest"):
-            while not stopper.stop_all():
-                while isinstance(launch := searcher.suggest(tune_id := f"tune{next(numbers)}"), dict):
+        asked = {name: self._clock.timed("rest", function) for name, function in (
+            ("stop_all", stopper.stop_all), ("suggest", searcher.suggest),
+            ("result", scheduler.on_trial_result), ("complete", searcher.on_trial_complete),
+        )}  # fmt: skip
+        with self._clock.part("simulation"):
+            while not asked["stop_all"]():
+                while isinstance(launch := asked["suggest"](tune_id := f"tune{next(numbers)}"), dict):
                     params = sweep_state.trials[launch["trial_id"]].params
                     push(tune_id, trainer.results(launch, params))
                 self.most_at_once = max(self.most_at_once, len(queue))
+                self._mark(sweep_state)
                 if not queue:
                     break
                 self.seconds, _, tune_id, coming, result = heapq.heappop(queue)
+                trial: Any = SimpleNamespace(trial_id=tune_id)
                 if result.get("died"):
-                    searcher.on_trial_complete(tune_id, None, error=True)
-                elif result["done"] or self._stops(scheduler, tune_id, result):
-                    searcher.on_trial_complete(tune_id, result)
+                    asked["complete"](tune_id, None, error=True)
+                elif result["done"] or asked["result"](None, trial, result) == TrialScheduler.STOP:
+                    asked["complete"](tune_id, result)
                 else:
                     push(tune_id, coming)
 
-    @staticmethod
-    def _stops(scheduler: tuning.SweepScheduler, tune_id: str, result: dict[str, Any]) -> bool:
-        trial: Any = SimpleNamespace(trial_id=tune_id)
-        return scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP
+    def _mark(self, sweep_state: state.SweepState) -> None:
+        ended = len(sweep_state.trials) - sweep_state.tally.count("running") - self._ended_before
+        every = max(1, sweep_state.config.search.num_trials // 100)
+        if ended >= every * (len(self.marks) + 1):
+            # The records of most trials before have been sent then, as they are where a trial takes hours.
+            while self._clock.shipped < ended - sweep_state.config.search.num_trials // 50 - _WARM:
+                time.sleep(0.05)
+            shipped, seconds = self._clock.shipped, dict(self._clock.seconds)
+            self.marks.append(Mark(ended, shipped, seconds, _resident_mb()))
+
+
+class Mark(NamedTuple):
+    """Where a sweep stood: trials ended, their runs shipped, CPU seconds by part, resident MB."""
+
+    ended: int
+    shipped: int
+    seconds: dict[str, float]
+    mb: float
 
 
 class Clock:
@@ -187,13 +221,14 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.shipped = 0
+        """Runs of trials whose end MLflow has."""
         self._open: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Counts for a part what its thread does meanwhile."""
-        thread = "MLflow" if name == "MLflow" else "driver"
-        inside = self._open[thread]
+        inside = self._open["MLflow" if name in _TRACKING else "driver"]
         inside.append(0.0)
         started = time.thread_time()
         try:
@@ -203,6 +238,15 @@ class Clock:
             self.seconds[name] += spent - inside.pop()
             if inside:
                 inside[-1] += spent
+
+    def counting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose calls count as runs shipped."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            function(*args, **kwargs)
+            self.shipped += 1
+
+        return call
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, counted for a part."""
@@ -221,29 +265,36 @@ def run(num_trials: int, output: Path, num_gpus: int = NUM_GPUS, **changes: Any)
     clock = Clock()
     identity = "digits-8-simulated"
     controller = Controller(clock, identity)
-    started, before_mb = (time.perf_counter(), time.process_time()), _peak_mb()
+    started = time.perf_counter(), time.process_time()
     with ExitStack() as stack:
         enter: Callable[[Any], Any] = stack.enter_context
         enter(patch.object(sweep, "identity_of", lambda *_: identity))
         enter(patch.object(cluster, "connect", lambda **_: None))
         enter(patch.object(cluster, "nodes", lambda: [cluster.Node(4 * num_gpus, num_gpus)]))
         enter(patch.object(sweep, "fetch_on_nodes", lambda _: None))
+        enter(patch.object(processes, "dismiss", lambda _: None))
         enter(patch.object(tuning, "run_trials", controller.run_trials))
         # The trials end faster than MLflow can take them: it is waited for, however long that takes.
         enter(patch.object(sweep, "_TRACKING_TIMEOUT_S", 1e5))
         for name, places in _PARTS.items():
             for owner, method in places:
                 enter(patch.object(owner, method, clock.timed(name, getattr(owner, method))))
+        enter(patch.object(mlflow_store.MlflowStore, "end", clock.counting(mlflow_store.MlflowStore.end)))
         enter(redirect_stdout(enter((output / "printed.txt").open("w", encoding="utf-8"))))
         outcome = sweep.run_sweep(config, folder, resume=True)
     return {"outcome": outcome, "config": config, "folder": folder, "at_once": controller.most_at_once,
             "simulated_s": controller.seconds, "cpu_s": dict(clock.seconds),
             "wall_s": time.perf_counter() - started[0], "process_s": time.process_time() - started[1],
-            "before_mb": before_mb, "peak_mb": _peak_mb(), "mb": _sizes(folder, output)}  # fmt: skip
+            "marks": controller.marks, "peak_mb": _peak_mb(), "mb": _sizes(folder, output)}  # fmt: skip
 
 
 def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def _sizes(folder: Path, output: Path) -> dict[str, float]:
@@ -265,14 +316,34 @@ def _one(num_trials: int) -> dict[str, Any]:
     return found | {"trials": num_trials, "ended": ended, "waiting": outcome.records_waiting}
 
 
+def _driver(seconds: dict[str, float]) -> float:
+    return sum(seconds.get(part, 0.0) for part in (*_PARTS, "rest") if part not in _TRACKING)
+
+
+def _last_fifth(found: dict[str, Any]) -> tuple[float, float]:
+    """CPU seconds a trial of the driver, and of MLflow's thread, when four fifths were over."""
+    marks = [Mark(*mark) for mark in found["marks"]]
+    end = marks[-1]
+    start = next(mark for mark in marks if mark.ended >= 0.8 * end.ended)
+    driver = (_driver(end.seconds) - _driver(start.seconds)) / max(1, end.ended - start.ended)
+    # The thread may lag behind: its share is that of the runs which it sent meanwhile.
+    mlflow = (end.seconds.get("MLflow", 0.0) - start.seconds.get("MLflow", 0.0)) / max(
+        1, end.shipped - start.shipped
+    )
+    return driver, mlflow
+
+
 def _row(found: dict[str, Any]) -> list[str]:
     number, cpu = found["trials"], found["cpu_s"]
-    parts = [*_PARTS, "rest"]
-    driver = sum(cpu.get(part, 0.0) for part in parts if part != "MLflow")
-    times = [driver, *(cpu.get(part, 0.0) for part in parts)]
+    driver, mlflow = _last_fifth(found)
+    times = [_driver(cpu) / number, cpu["MLflow"] / number, driver, mlflow]
+    times += [cpu.get(part, 0.0) / number for part in (*_PARTS, "rest") if part not in _TRACKING]
+    marks = [Mark(*mark) for mark in found["marks"]]
+    warm, end = next((mark for mark in marks if mark.ended >= _WARM), marks[-1]), marks[-1]
+    grown = 1024 * (end.mb - warm.mb) / (end.ended - warm.ended) if end.ended > warm.ended else 0.0
     sizes = [f"{found['mb'][name]:.1f}" for name in ("journal", "study", "trials.csv", "MLflow")]
-    peak = f"{found['before_mb']:.0f}, {found['peak_mb']:.0f}"
-    return [str(number), *(f"{1000 * seconds / number:.1f}" for seconds in times), peak, *sizes]
+    memory = [f"{warm.mb:.0f}, {end.mb:.0f}", f"{grown:.0f}"]
+    return [str(number), *(f"{1000 * s:.1f}" for s in times), f"{found['wall_s']:.0f}", *memory, *sizes]
 
 
 def main() -> None:
@@ -283,9 +354,13 @@ def main() -> None:
     if options.json:
         print(json.dumps(_one(options.trials[0])))
         return
-    title = "CPU milliseconds a trial, resident MB before and at most, files in MB"
+    title = (
+        "CPU milliseconds a trial, wall seconds, resident MB at first and last, its KB a trial, files in MB"
+    )
     table = Table(title=title, title_justify="left")
-    heads = ["trials", "driver", *_PARTS, "rest", "resident", "journal", "study", "csv", "mlflow.db"]
+    parts = [part for part in (*_PARTS, "rest") if part not in _TRACKING]
+    heads = ["trials", "driver", "MLflow", "driver, last fifth", "MLflow, last fifth", *parts, "wall"]
+    heads += ["resident", "KB a trial", "journal", "study", "csv", "mlflow.db"]
     for head in heads:
         table.add_column(head, justify="right")
     for number in options.trials:
@@ -293,7 +368,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--json", "--trials", str(number)]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         table.add_row(*_row(json.loads(printed.splitlines()[-1])))
-    Console(width=170).print(table)
+    Console(width=190).print(table)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Whether a sweep can go on: with the search that was started, and figures that compare with those so far."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from dtr_ray.config import SweepConfig, flatten
 from dtr_ray.config.errors import ConfigError, shown
 from dtr_ray.config.files import checked_config, needed, read_json
 from dtr_ray.config.protocol import UNKNOWN, differences, protocol_of
-from dtr_ray.search.journal import read_events
+from dtr_ray.search.journal import TrialRecord, read_events
+from dtr_ray.training.reports import Report
 
 log = logging.getLogger(__name__)
 
@@ -82,3 +84,18 @@ def _changes(key: str, now: Any, before: Any) -> str:
     texts = [f"{name} is {shown(new.get(name))}, not {shown(old.get(name))}" for name in found[:_MAX_SHOWN]]
     more = f"; and {len(found) - _MAX_SHOWN} more" if len(found) > _MAX_SHOWN else ""
     return "; ".join(texts) + more
+
+
+def data_changed(trials: Mapping[str, TrialRecord], trial_id: str, report: Report) -> str | None:
+    """In words how the images of a trial's new report differ from those of the reports before, or None."""
+    now = report.protocol.get("data.identity")
+    if now is None:
+        return None
+    known = (p.get("data.identity") for t in trials.values() for p in t.protocols.values())
+    before = next(filter(None, known), None)
+    if before in (None, now):
+        return None
+    return (
+        f"the images have changed: {trial_id} was evaluated at step {report.step} on {now}, those before "
+        f"on {before}; put the same files (names, sizes, times) on all machines, and --resume"
+    )

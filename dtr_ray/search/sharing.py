@@ -19,9 +19,10 @@ from dtr_ray.config import SweepConfig, flatten
 from dtr_ray.config.protocol import Protocol
 from dtr_ray.config.space import by_key, target
 from dtr_ray.search.database import database_url, reason_of, study_url
+from dtr_ray.search.frozen import frozen_trial
 from dtr_ray.search.journal import TrialRecord
 from dtr_ray.search.studies import DATABASE_ERRORS, TRIAL_ID, is_of, is_withdrawn, marked, withdraw
-from dtr_ray.search.study import Mirror, Suggester, frozen_trial
+from dtr_ray.search.study import Mirror, Suggester
 
 log = logging.getLogger(__name__)
 

@@ -1,18 +1,73 @@
-"""Early stopping: pure functions of what all trials have reported so far.
+"""Early stopping: decisions that follow from what all trials have reported so far, and from nothing else.
 
-Nothing is kept between calls, so a sweep that is killed and resumed decides as if it had never stopped.
-`History` is a trial's reported values by training step; smaller is better. Up to a step they may be proxies,
-cheaper figures which compare with one another alone.
+So a sweep that is killed and resumed decides as if it had never stopped: it tells `Standings` all reports
+again. Figures are kept in order as they come, since thousands of trials would be too many to look at for
+every decision. Smaller is better. Up to a step figures may be proxies, cheaper ones which compare with one
+another alone.
 """
 
 import math
 import statistics
+from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 from dtr_ray.config.sweep import ASHAStopping, MedianStopping, NoStopping
 
-History = Mapping[int, float]
 StoppingRule = NoStopping | ASHAStopping | MedianStopping
+
+
+class _Asked(NamedTuple):
+    """A trial's newest report, and what a decision about it needs."""
+
+    trial: str
+    step: int
+    value: float
+    slack: float
+    num_steps: int
+
+
+class _Kept(Protocol):
+    def add(self, trial: str, step: int, value: float) -> None: ...
+
+    def reason(self, asked: _Asked) -> str | None: ...
+
+
+class Standings:
+    """All trials' reports as early stopping compares them, those of failed and stopped trials too."""
+
+    def __init__(self, rule: StoppingRule, proxy_until: int = 0) -> None:
+        """`proxy_until`: figures of this training step and before are proxies."""
+        self._rule = rule
+        self._kept: _Kept | None = None
+        if isinstance(rule, ASHAStopping):
+            self._kept = _Rungs(rule, proxy_until)
+        elif isinstance(rule, MedianStopping):
+            self._kept = _Medians(rule, proxy_until)
+
+    def add(self, trial: str, step: int, value: float) -> None:
+        """Takes a trial's value at a training step from 1 on; a second one replaces it."""
+        if self._kept is not None:
+            self._kept.add(trial, step, value)
+
+    def reason(
+        self, trial: str, step: int, value: float, num_steps: int, *, error: float = 0.0
+    ) -> str | None:
+        """Why the trial stops after its newest report, which was added, or None if it goes on.
+
+        Args:
+            trial: as it was added.
+            step: training step of the report; at `num_steps` a trial is complete and never stopped.
+            value: what it reported.
+            num_steps: training steps of a whole trial.
+            error: standard error of the value, 0 where it is not known.
+        """
+        if isinstance(self._rule, NoStopping) or step >= num_steps or not math.isfinite(value):
+            return None
+        assert self._kept is not None
+        slack = self._rule.sigma * error if math.isfinite(error) else 0.0
+        return self._kept.reason(_Asked(trial, step, value, slack, num_steps))
 
 
 def rungs(rule: ASHAStopping, num_steps: int) -> list[int]:
@@ -24,91 +79,94 @@ def rungs(rule: ASHAStopping, num_steps: int) -> list[int]:
     return steps
 
 
-def value_at(history: History, step: int) -> tuple[int, float] | None:
-    """First (step, value) reported at `step` or later."""
-    if step in history:
-        return step, history[step]
-    return min(((s, v) for s, v in history.items() if s >= step), default=None)
-
-
-def should_stop(
-    rule: StoppingRule,
-    trial: str,
-    step: int,
-    histories: Mapping[str, History],
-    num_steps: int,
-    *,
-    error: float = 0.0,
-    proxy_until: int = 0,
-) -> str | None:
-    """Why `trial` stops after its report of `step`, or None if it goes on.
-
-    Args:
-        rule: the early stopping of the sweep.
-        trial: a key of `histories`, whose last report is that of `step`.
-        step: training step of the report; at `num_steps` a trial is complete and never stopped.
-        histories: every trial's reports so far, of failed and stopped ones too.
-        num_steps: training steps of a whole trial.
-        error: standard error of the trial's value at `step`, 0 where it is not known.
-        proxy_until: values of this step and before are proxies.
-    """
-    if isinstance(rule, NoStopping) or step >= num_steps or not math.isfinite(histories[trial][step]):
-        return None
-    slack = rule.sigma * error if math.isfinite(error) else 0.0
-    if isinstance(rule, ASHAStopping):
-        return _asha(rule, trial, step, histories, num_steps, slack, proxy_until)
-    if proxy_until or any(0 in history for history in histories.values()):
-        histories = {
-            name: {s: value for s, value in history.items() if (s <= proxy_until) == (step <= proxy_until)}
-            for name, history in histories.items()
-        }
-    return _median(rule, trial, step, histories, slack)
-
-
-def _asha(
-    rule: ASHAStopping,
-    trial: str,
-    step: int,
-    histories: Mapping[str, History],
-    num_steps: int,
-    slack: float,
-    proxy_until: int,
-) -> str | None:
+class _Rungs:
     """ASHA (Li et al. 2020) in its stopping form: on only with the best 1 / reduction_factor of the rung.
 
-    The rung's trials are those that have reached it so far, this one included, and at least one goes on.
+    A rung's trials are those that have reached it so far, the asking one included, and at least one goes on.
+    Each counts with what it first reported at the rung or later.
     """
-    for rung in rungs(rule, num_steps):
-        mine = value_at(histories[trial], rung)
-        if mine is None or mine[0] != step:
-            continue
-        found = [at for history in histories.values() if (at := value_at(history, rung)) is not None]
-        # All trials are evaluated at the same steps where there are proxies: the sweep's rules see to it.
-        assert len({first <= proxy_until for first, _ in found}) == 1
-        values = sorted(value for _, value in found)
-        num_promoted = max(1, int(len(values) / rule.reduction_factor))
-        cutoff = values[num_promoted - 1]
-        if mine[1] - slack > cutoff * (1 + rule.tolerance):
-            place = f"the best {num_promoted} of {len(values)} (<= {cutoff:.6g})"
-            return f"{mine[1]:.6g} at rung {rung} is not among {place}"
-    return None
+
+    def __init__(self, rule: ASHAStopping, proxy_until: int) -> None:
+        self._rule, self._proxy_until = rule, proxy_until
+        self._first: dict[int, dict[str, tuple[int, float]]] = defaultdict(dict)
+        self._values: dict[int, list[float]] = defaultdict(list)
+        self._kinds: dict[int, set[bool]] = defaultdict(set)
+
+    def add(self, trial: str, step: int, value: float) -> None:
+        for rung in rungs(self._rule, step + 1):
+            first, values = self._first[rung], self._values[rung]
+            if trial in first:
+                if first[trial][0] < step:
+                    continue
+                del values[bisect_left(values, first[trial][1])]
+            first[trial] = step, value
+            insort(values, value)
+            self._kinds[rung].add(step <= self._proxy_until)
+
+    def reason(self, asked: _Asked) -> str | None:
+        for rung in rungs(self._rule, asked.num_steps):
+            if rung > asked.step or self._first[rung][asked.trial][0] != asked.step:
+                continue
+            # All trials are evaluated at the same steps where there are proxies: the sweep's rules see to it.
+            assert len(self._kinds[rung]) == 1
+            values = self._values[rung]
+            num_promoted = max(1, int(len(values) / self._rule.reduction_factor))
+            cutoff = values[num_promoted - 1]
+            if asked.value - asked.slack > cutoff * (1 + self._rule.tolerance):
+                place = f"the best {num_promoted} of {len(values)} (<= {cutoff:.6g})"
+                return f"{asked.value:.6g} at rung {rung} is not among {place}"
+        return None
 
 
-def _median(
-    rule: MedianStopping, trial: str, step: int, histories: Mapping[str, History], slack: float
-) -> str | None:
-    """Stops when the trial's best value is worse than the median of the others' best by the same step."""
-    if step < rule.grace_steps:
+class _Medians:
+    """Stops a trial whose best value is worse than the median of the others' best by the same step.
+
+    The others are those that have reported at the step or later. Proxies and full figures are kept apart.
+    """
+
+    def __init__(self, rule: MedianStopping, proxy_until: int) -> None:
+        self._rule, self._proxy_until = rule, proxy_until
+        self._histories: dict[bool, dict[str, dict[int, float]]] = {True: {}, False: {}}
+        self._bests: dict[int, list[float]] = {}
+        """By step that any trial has reported: the trials' best values by then, in order."""
+
+    def add(self, trial: str, step: int, value: float) -> None:
+        is_proxy = step <= self._proxy_until
+        histories = self._histories[is_proxy]
+        if step not in self._bests:
+            found = (_best_by(history, step) for history in histories.values())
+            self._bests[step] = sorted(best for best in found if best is not None)
+        history = histories.setdefault(trial, {})
+        before = dict(history)
+        history[step] = value
+        since = min(step, max(before, default=step))
+        for at in [at for at in self._bests if at >= since and (at <= self._proxy_until) == is_proxy]:
+            was, now = _best_by(before, at), _best_by(history, at)
+            if was is not None:
+                del self._bests[at][bisect_left(self._bests[at], was)]
+            if now is not None:
+                insort(self._bests[at], now)
+
+    def reason(self, asked: _Asked) -> str | None:
+        step = asked.step
+        if step < self._rule.grace_steps:
+            return None
+        best = _best_by(self._histories[step <= self._proxy_until][asked.trial], step)
+        assert best is not None
+        values = self._bests[step]
+        place = bisect_left(values, best)
+        others = values[:place] + values[place + 1 :]
+        if len(others) < self._rule.min_trials:
+            return None
+        median = statistics.median(others)
+        if best - asked.slack > median * (1 + self._rule.tolerance):
+            how = f"is worse than the median {median:.6g} of {len(others)} trials"
+            return f"best {best:.6g} by step {step} {how}"
         return None
-    best = {
-        name: min(v for s, v in history.items() if s <= step)
-        for name, history in histories.items()
-        if any(s <= step for s in history) and (name == trial or max(history) >= step)
-    }
-    mine = best.pop(trial)
-    if len(best) < rule.min_trials:
+
+
+def _best_by(history: Mapping[int, float], step: int) -> float | None:
+    """The best value up to a step, of a trial that has reported at it or later; None without one."""
+    if not history or max(history) < step:
         return None
-    median = statistics.median(best.values())
-    if mine - slack > median * (1 + rule.tolerance):
-        return f"best {mine:.6g} by step {step} is worse than the median {median:.6g} of {len(best)} trials"
-    return None
+    return min((value for at, value in history.items() if at <= step), default=None)

@@ -24,24 +24,18 @@ from dtr_ray.config.space import (
     LogUniform,
     Quantised,
     Space,
-    Uniform,
     active_parameters,
     by_key,
 )
 from dtr_ray.config.sweep import SearchConfig
 from dtr_ray.search.database import database_url, reason_of
+from dtr_ray.search.frozen import STATES, distribution_of, figures_of, final_value, frozen_trial
 from dtr_ray.search.journal import TrialRecord
 from dtr_ray.search.past import Past
 from dtr_ray.search.studies import DATABASE_ERRORS, TRIAL_ID, is_of, is_withdrawn, marked, open_study
 
 log = logging.getLogger(__name__)
 
-_STATES = {
-    "running": TrialState.RUNNING,
-    "completed": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
 _RETRY_S = 60.0
 
 
@@ -103,7 +97,6 @@ class _Known:
     """What the study knows of a trial."""
 
     optuna_id: int
-    number: int
     steps: set[int]
     has_ended: bool
 
@@ -111,7 +104,7 @@ class _Known:
     def of(cls, frozen: FrozenTrial) -> Self:
         """From the study's own answer."""
         steps = set(frozen.intermediate_values)
-        return cls(frozen._trial_id, frozen.number, steps, frozen.state != TrialState.RUNNING)
+        return cls(frozen._trial_id, steps, frozen.state != TrialState.RUNNING)
 
 
 class Mirror:
@@ -187,15 +180,17 @@ class Mirror:
         known, storage = self._known.get(record.trial_id) or self._add(record), self.study._storage
         if known.has_ended:
             return
-        for step, value in sorted(_figures(record, self._evaluation).items()):
+        for step, value in sorted(figures_of(record, self._evaluation).items()):
             if step not in known.steps:
                 storage.set_trial_intermediate_value(known.optuna_id, step, value)
                 known.steps.add(step)
         if record.status != "running":
             storage.set_trial_user_attr(known.optuna_id, "reason", record.reason)
             storage.set_trial_user_attr(known.optuna_id, "reports", json.dumps(record.reports))
-            state = _STATES[record.status]
-            self.study.tell(known.number, _value(record, self._evaluation), state=state)
+            # `Study.tell` would read the trial twice, to find what is known here.
+            result = final_value(record, self._evaluation)
+            values = None if result is None else [result]
+            storage.set_trial_state_values(known.optuna_id, STATES[record.status], values)
             known.has_ended = True
 
     def _add(self, record: TrialRecord) -> _Known:
@@ -203,25 +198,8 @@ class Mirror:
         frozen = marked(frozen_trial(running, self._space, self._evaluation), self._sweep_id)
         storage = self.study._storage
         optuna_id = storage.create_new_trial(self.study._study_id, template_trial=frozen)
-        known = self._known[record.trial_id] = _Known.of(storage.get_trial(optuna_id))
+        known = self._known[record.trial_id] = _Known(optuna_id, set(), has_ended=False)
         return known
-
-
-def frozen_trial(record: TrialRecord, space: Space, evaluation: EvaluationConfig) -> FrozenTrial:
-    """A trial as Optuna keeps it: reports by training step, and the best value of a completed one.
-
-    Reports of a proxy are among them: Optuna ranks pruned trials by their last step, and by value only at the
-    same step, where all are of one kind. Completed trials are ranked by the full metric.
-    """
-    params = by_key(space, record.params)
-    return optuna.trial.create_trial(
-        state=_STATES[record.status],
-        value=_value(record, evaluation),
-        params=params,
-        distributions={key: _distribution(space[key]) for key in params},
-        intermediate_values=_figures(record, evaluation),
-        user_attrs={TRIAL_ID: record.trial_id},
-    )
 
 
 def importances(
@@ -233,7 +211,7 @@ def importances(
     have a figure can be compared, of the proxy where that step has one. Returns (step, importance by
     parameter); empty where there are too few trials to tell.
     """
-    figures = {r.number: {s: v for s, v in _figures(r, evaluation).items() if s} for r in records}
+    figures = {r.number: {s: v for s, v in figures_of(r, evaluation).items() if s} for r in records}
     records = [record for record in records if figures[record.number]]
     common = set.intersection(*(set(figures[record.number]) for record in records)) if records else set()
     if len(records) < 4 or not common:
@@ -254,36 +232,8 @@ def importances(
 
 def _completed(record: TrialRecord, space: Space, value: float) -> FrozenTrial:
     params = by_key(space, record.params)
-    distributions = {key: _distribution(space[key]) for key in params}
+    distributions = {key: distribution_of(space[key]) for key in params}
     return optuna.trial.create_trial(value=value, params=params, distributions=distributions)
-
-
-def _figures(record: TrialRecord, evaluation: EvaluationConfig) -> dict[int, float]:
-    """What decides at each training step: the metric, or its proxy."""
-    names = {step: evaluation.metric_at(step) for step in record.reports}
-    return {step: v[names[step]] for step, v in record.reports.items() if names[step] in v}
-
-
-def _value(record: TrialRecord, evaluation: EvaluationConfig) -> float | None:
-    """The full metric of a completed trial; Optuna knows the others by their reports."""
-    best = record.best(evaluation.metric) if record.status == "completed" else None
-    return None if best is None else best[1]
-
-
-def _distribution(parameter: Any) -> optuna.distributions.BaseDistribution:
-    if isinstance(parameter, Choice):
-        return optuna.distributions.CategoricalDistribution(parameter.values)
-    if isinstance(parameter, Integer):
-        return optuna.distributions.IntDistribution(
-            parameter.low, parameter.high, log=parameter.log, step=parameter.step
-        )
-    assert isinstance(parameter, Uniform | LogUniform | Quantised)
-    return optuna.distributions.FloatDistribution(
-        parameter.low,
-        parameter.high,
-        log=isinstance(parameter, LogUniform),
-        step=parameter.step if isinstance(parameter, Quantised) else None,
-    )
 
 
 def _suggest(trial: optuna.Trial, name: str, parameter: Any) -> Any:

@@ -33,7 +33,7 @@ class Display:
         self._names = short_names(state.config.space)
         self._pace: dict[str, tuple[float, int]] = {}
         """When, and at which step, this process first saw the trial train."""
-        self._done_before = sum(record.last_step for record in state.trials.values())
+        self._done_before = state.tally.steps
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -53,6 +53,8 @@ class Display:
         """Prints what happened as a line, where there is no live table."""
         if happening == "started":
             self._pace[trial.trial_id] = (time.monotonic(), trial.last_step)
+        elif happening == "ended":
+            self._pace.pop(trial.trial_id, None)
         if self._live is not None:
             return
         if happening == "started":
@@ -60,6 +62,8 @@ class Display:
             text += f", going on from step {trial.last_step}" if trial.last_step else ""
         elif happening == "reported":
             text = self._reported(trial)
+        elif happening == "retried":
+            text = f"goes on from its newest checkpoint: {trial.retry_reason}"
         else:
             text = {"pruned": "stopped early"}.get(trial.status, trial.status)
             text += f" ({trial.reason})" if trial.reason else ""
@@ -93,8 +97,9 @@ class Display:
         for heading in ("trial", *self._names.values(), "step", "", "left", metric, "status"):
             table.add_column(heading, no_wrap=True, min_width=len(heading))
         records = list(self._state.trials.values())
+        best = self._state.best()
         for record in records[-_MAX_ROWS:]:
-            table.add_row(*self._row(record))
+            table.add_row(*self._row(record, None if best is None else best[0]))
         table.caption = f"{metric} is {self._state.metric}, the smaller the better"
         proxy = self._state.evaluation.proxy_metric
         table.caption += "" if proxy is None else f"; in brackets {proxy}, which is never the best"
@@ -102,7 +107,7 @@ class Display:
             table.caption += f"; {len(records) - _MAX_ROWS} trials before are not shown"
         return table
 
-    def _row(self, record: TrialRecord) -> list[Any]:
+    def _row(self, record: TrialRecord, leader: TrialRecord | None) -> list[Any]:
         total = self._num_steps(record)
         step, phase, left = record.last_step, record.status, None
         if record.status == "running":
@@ -110,9 +115,8 @@ class Display:
             step = max(step, heartbeat.get("step", 0))
             phase = heartbeat.get("phase", "starting")
             left = self._trial_seconds_left(record, step)
-        leader = self._state.best()
         value = Text(self._value(record))
-        if leader is not None and leader[0] is record:
+        if leader is record:
             value.stylize("bold green")
         cells = [short_value(record.params.get(name, "")) for name in self._names]
         bar = ProgressBar(total=total, completed=step, width=_BAR_WIDTH)
@@ -128,11 +132,11 @@ class Display:
         return "" if best is None else f"{best[1]:.4g}"
 
     def _summary(self) -> str:
-        records = list(self._state.trials.values())
-        counts = {s: sum(r.status == s for r in records) for s in _STYLES}
+        tally = self._state.tally
         parts = [
-            f"{counts['completed']} completed, {counts['pruned']} stopped early, {counts['failed']} failed, "
-            f"{counts['running']} running of {self._state.config.search.num_trials}"
+            f"{tally.count('completed')} completed, {tally.count('pruned')} stopped early, "
+            f"{tally.count('failed')} failed, {tally.count('running')} running "
+            f"of {self._state.config.search.num_trials}"
         ]
         best = self._state.best()
         if best is not None:
@@ -153,13 +157,12 @@ class Display:
 
     def _seconds_left(self) -> float | None:
         """Time to the end if no further trial were stopped early, at the pace so far."""
-        records = list(self._state.trials.values())
-        done = sum(r.last_step for r in records) - self._done_before
+        done = self._state.tally.steps - self._done_before
         if done <= 0:
             return None
         full = self._state.config.trial.training.num_steps
-        to_come = (self._state.config.search.num_trials - len(records)) * full
-        to_come += sum(self._num_steps(r) - r.last_step for r in records if r.status == "running")
+        to_come = (self._state.config.search.num_trials - len(self._state.trials)) * full
+        to_come += sum(self._num_steps(r) - r.last_step for r in self._state.running)
         return (time.monotonic() - self._started) / done * to_come
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from dtr_ray.service.mlflow_client import connect
+from dtr_ray.disk import sync
+from dtr_ray.service.mlflow_client import connect, sqlite_path, sync_artifacts
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,7 +88,13 @@ class MlflowStore:
         self._connected: tuple[MlflowClient, str] | None = None
         self.run_ids: dict[str, str] = {}
         """MLflow's run ids by run key, as far as known."""
+        self._knows_all = False
+        """Whether `run_ids` has every run of this sweep in the experiment, but those that are unsure."""
+        self.has_lost_runs = False
+        """MLflow does not know a run that it had made: it may lack any of what it was sent."""
         self._unsure: set[str] = set()
+        self._told: set[str] = set()
+        """Runs whose `dtr_ray.status` says more than that they run."""
         self._bad_requests: dict[str, int] = {}
 
     def reset(self) -> None:
@@ -97,6 +104,12 @@ class MlflowStore:
     def connect(self) -> None:
         """Reaches MLflow and makes the experiment, unless that is done."""
         self._connect()
+
+    def harden(self) -> None:
+        """Has on the disk what a SQLite file has taken: it ends a transaction with a name that it removes."""
+        path = sqlite_path(self._uri)
+        if path is not None:
+            sync(path.absolute().parent)
 
     def settled(self, run_key: str) -> None:
         """The run's records so far are dealt with: a bad request to come is about another one."""
@@ -120,6 +133,9 @@ class MlflowStore:
         run_id = self._run(run_key, entries[0].time_ms)
         for batch in _batches(entries):
             refused += self._log_batch(run_key, run_id, batch)
+        statuses = [e.value for e in entries if e.kind == "tag" and e.key == _STATUS]
+        if statuses and not refused:
+            (self._told.discard if statuses[-1] == "running" else self._told.add)(run_key)
         return refused
 
     def artifact(self, run_key: str, path: Path, artifact_path: str) -> None:
@@ -131,6 +147,9 @@ class MlflowStore:
             self._call(run_key, lambda client: client.log_artifact(run_id, str(path), artifact_path or None))
         else:
             raise RefusedError(f"{path} does not exist")
+        if sqlite_path(self._uri) is not None:
+            run = self._call(run_key, lambda client: client.get_run(run_id))
+            sync_artifacts(run.info.artifact_uri, artifact_path)
 
     def end(self, run_key: str, status: str, time_ms: int) -> None:
         """Ends the run; its `dtr_ray.status` follows unless something more exact was set."""
@@ -139,9 +158,10 @@ class MlflowStore:
             # A request that seemed lost may have made a second run after all.
             self._find(run_key, again=True)
             self._unsure.discard(run_key)
-        run = self._call(run_key, lambda client: client.get_run(run_id))
-        if run.data.tags.get(_STATUS) == "running":
-            self._call(run_key, lambda client: client.set_tag(run_id, _STATUS, _STATUSES[status]))
+        if run_key not in self._told:
+            run = self._call(run_key, lambda client: client.get_run(run_id))
+            if run.data.tags.get(_STATUS) == "running":
+                self._call(run_key, lambda client: client.set_tag(run_id, _STATUS, _STATUSES[status]))
         self._call(run_key, lambda client: client.set_terminated(run_id, status, time_ms))
 
     def _log_batch(self, run_key: str, run_id: str, batch: Sequence[Entry]) -> list[tuple[Entry, str]]:
@@ -175,6 +195,9 @@ class MlflowStore:
         if run_key in self.run_ids and not again:
             return self.run_ids[run_key]
         client, experiment_id = self._connect()
+        if self._knows_all and run_key not in self._unsure:
+            # MLflow takes the longer to answer the more runs there are.
+            return None
         query = f"tags.`{_SWEEP_ID}` = '{self._sweep_id}' and tags.`{_RUN_KEY}` = '{run_key}'"
         found: list[str] = [run.info.run_id for run in client.search_runs([experiment_id], query)]
         if not found:
@@ -204,6 +227,12 @@ class MlflowStore:
         if self._connected is None:
             client = connect(self._uri)
             self._connected = (client, self._experiment_id(client))
+            if SWEEP_RUN in self.run_ids:
+                # It may have come back with another, empty database.
+                self._call(SWEEP_RUN, lambda client: client.get_run(self.run_ids[SWEEP_RUN]))
+            if not self.run_ids:
+                query, experiments = f"tags.`{_SWEEP_ID}` = '{self._sweep_id}'", [self._connected[1]]
+                self._knows_all = not client.search_runs(experiments, query, max_results=1)
         return self._connected
 
     def _experiment_id(self, client: "MlflowClient") -> str:
@@ -232,7 +261,10 @@ class MlflowStore:
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 # The run was removed for good, or the server has another database: look or make anew.
+                self.has_lost_runs = True
                 self.run_ids.clear()
+                self._told.clear()
+                self._knows_all = False
             if error.error_code == "BAD_REQUEST":
                 self._bad_requests[run_key] = self._bad_requests.get(run_key, 0) + 1
                 if self._bad_requests[run_key] >= _BAD_REQUEST_TRIES:

@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState
 
 from dtr_ray.config import SweepConfig
-from dtr_ray.search.journal import Journal, replay
+from dtr_ray.search.journal import Journal, read_events, replay
 from dtr_ray.search.resuming import check_resumable
 from dtr_ray.search.state import SweepState, save_config
 from dtr_ray.search.study import importances
@@ -248,14 +248,26 @@ def test_a_line_torn_by_a_crash_never_happened(tmp_path: Path) -> None:
     assert (tmp_path / "journal.jsonl").read_text().endswith("}\n")
 
 
+def test_a_last_line_of_which_a_power_off_has_left_zeros_never_happened(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.write("start")
+    journal.close()
+    whole = (tmp_path / "journal.jsonl").read_bytes()
+    (tmp_path / "journal.jsonl").write_bytes(whole + b"\0" * 40 + b'"stop": null}\n')
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.write("stop")
+    journal.close()
+    assert [event["event"] for event in read_events(tmp_path / "journal.jsonl")] == ["start", "stop"]
+
+
 def test_a_report_given_twice_counts_once(tmp_path: Path) -> None:
     state = SweepState(sweep(), tmp_path)
     trial = state.next_trial()
     assert trial != "finished"
     state.report(trial.trial_id, report(trial.params, 100))
-    events = len(state._journal.events)
+    events = read_events(tmp_path / "journal.jsonl")
     state.report(trial.trial_id, report(trial.params, 100))
-    assert len(state._journal.events) == events
+    assert read_events(tmp_path / "journal.jsonl") == events
 
 
 def test_too_many_failures_end_the_sweep_with_their_reasons(tmp_path: Path) -> None:

@@ -1,13 +1,62 @@
 """Early stopping decides from what has been reported, and from nothing else."""
 
+import statistics
+from collections.abc import Mapping
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dtr_ray.config.sweep import ASHAStopping, MedianStopping, NoStopping
-from dtr_ray.search.stopping import rungs, should_stop
+from dtr_ray.search.stopping import Standings, StoppingRule, rungs
 
 ASHA = ASHAStopping(name="asha", grace_steps=100, reduction_factor=2)
+Histories = Mapping[str, Mapping[int, float]]
+
+
+def should_stop(
+    rule: StoppingRule,
+    trial: str,
+    step: int,
+    histories: Histories,
+    num_steps: int,
+    *,
+    error: float = 0.0,
+    proxy_until: int = 0,
+) -> str | None:
+    """Why a trial stops whose newest report is that of `step`, from all trials' values by step."""
+    standings = Standings(rule, proxy_until)
+    for name, history in histories.items():
+        for at, value in history.items():
+            standings.add(name, at, value)
+    return standings.reason(trial, step, histories[trial][step], num_steps, error=error)
+
+
+def plainly_stopped(
+    rule: StoppingRule, trial: str, step: int, histories: Histories, proxy_until: int
+) -> bool:
+    """The rules as their papers say them, from all reports so far, at a step before the last one."""
+    mine = histories[trial][step]
+    same = {
+        name: {at: value for at, value in history.items() if (at <= proxy_until) == (step <= proxy_until)}
+        for name, history in histories.items()
+    }
+    if isinstance(rule, MedianStopping):
+        if step < rule.grace_steps:
+            return False
+        reached = {name: h for name, h in same.items() if h and min(h) <= step <= max(h)}
+        best = {name: min(v for at, v in h.items() if at <= step) for name, h in reached.items()}
+        own = best.pop(trial)
+        return len(best) >= rule.min_trials and own > statistics.median(best.values()) * (1 + rule.tolerance)
+    assert isinstance(rule, ASHAStopping)
+    for rung in rungs(rule, 10**6):
+        first = {name: min(at for at in h if at >= rung) for name, h in histories.items() if max(h) >= rung}
+        if first.get(trial) == step:
+            ranked = sorted(histories[name][at] for name, at in first.items())
+            cutoff = ranked[max(1, int(len(ranked) / rule.reduction_factor)) - 1]
+            if mine > cutoff * (1 + rule.tolerance):
+                return True
+    return False
 
 
 def test_rungs_grow_by_the_reduction_factor_and_end_before_the_last_step() -> None:
@@ -119,3 +168,28 @@ def test_a_rung_never_mixes_proxies_and_full_figures() -> None:
     histories = {"a": {100: 50.0}, "b": {120: 4.0}}
     with pytest.raises(AssertionError):
         should_stop(ASHA, "b", 120, histories, 800, proxy_until=110)
+
+
+RULES = [
+    ASHAStopping(name="asha", grace_steps=10, reduction_factor=1.5),
+    ASHAStopping(name="asha", grace_steps=15, reduction_factor=3, tolerance=0.2),
+    MedianStopping(name="median", grace_steps=10, min_trials=1),
+    MedianStopping(name="median", grace_steps=30, min_trials=3, tolerance=0.1),
+]
+# Few values, so that many are equal; a trial may repeat a step, or report an earlier one.
+REPORTS = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 9), st.integers(1, 5)), max_size=60)
+
+
+@given(st.sampled_from(RULES), st.sampled_from([0, 40]), REPORTS)
+def test_figures_kept_in_order_decide_as_a_look_at_all_of_them(
+    rule: ASHAStopping | MedianStopping, proxy_until: int, reports: list[tuple[str, int, int]]
+) -> None:
+    """Where there are proxies all trials are evaluated at the same steps, one after the other."""
+    standings, histories = Standings(rule, proxy_until), dict[str, dict[int, float]]()
+    for trial, tens, value in reports:
+        history = histories.setdefault(trial, {})
+        step = 10 * (len(history) + 1 if proxy_until else tens)
+        history[step] = float(value)
+        standings.add(trial, step, float(value))
+        stopped = standings.reason(trial, step, float(value), 10**6) is not None
+        assert stopped == plainly_stopped(rule, trial, step, histories, proxy_until)

@@ -18,9 +18,10 @@ from mlflow import MlflowClient
 from tiny_sweeps import ROOT, read_json
 
 from dtr_ray.config.space import active_parameters
+from dtr_ray.search.frozen import frozen_trial
 from dtr_ray.search.journal import TrialRecord, apply, read_events, replay
 from dtr_ray.search.stopping import rungs
-from dtr_ray.search.study import Suggester, _suggest, frozen_trial
+from dtr_ray.search.study import Suggester, _suggest
 from dtr_ray.service.mlflow_client import connect
 
 NUM_TRIALS, NUM_GPUS = 60, 16
@@ -162,7 +163,7 @@ def test_a_driver_that_is_killed_half_way_decides_as_one_that_is_not(
     told = scale.state.SweepState.report
 
     def killed(state: Any, *args: Any) -> Any:
-        if len(state._journal.events) > 15:
+        if len(read_events(state.folder / "journal.jsonl")) > 15:
             raise KeyboardInterrupt
         return told(state, *args)
 
