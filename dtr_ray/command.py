@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from dtr_ray import log_lines
 from dtr_ray.config.errors import ConfigWarning, is_refusal, one_line
+from dtr_ray.disk import disk_full_error
 
 INTERRUPTED = 130
 
@@ -103,6 +104,14 @@ def _run_command(command: Callable[[], int], resume: str | Callable[[], str] | N
         hint = f"; everything is kept. To go on:\n  {resume}" if resume else ""
         print(f"\ninterrupted{hint}", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        full = disk_full_error(error)
+        if full is None:
+            raise
+        resume = resume() if callable(resume) else resume
+        hint = f"; everything is kept. When there is room, go on:\n  {resume}" if resume else ""
+        print(f"error: {full}{hint}", file=sys.stderr)
+        return 1
 
 
 def leave(code: int) -> NoReturn:

@@ -50,6 +50,7 @@ def _run(options: argparse.Namespace) -> int:
     from dtr_ray.diffusion.intervals import check_intervals
     from dtr_ray.evaluation.references import check_references
     from dtr_ray.service.final_run import RESULT_FILE, FinalRun, check_workers, final_config, run_final
+    from dtr_ray.training.checksums import find_damage
     from dtr_ray.training.folder import check_folder
 
     source = f"trial {best.trial_id} of {best.folder}"
@@ -62,6 +63,11 @@ def _run(options: argparse.Namespace) -> int:
     if options.from_checkpoint and best.checkpoint is None:
         raise ValueError(f"--from-checkpoint: the checkpoint of {source} is not there any more")
     start_from = best.checkpoint if options.from_checkpoint else None
+    damage = None if start_from is None or options.resume else find_damage(start_from)
+    if damage is not None:
+        raise ValueError(
+            f"--from-checkpoint: the checkpoint {start_from} is damaged ({damage}): leave that out"
+        )
     check_folder(folder / "trials" / "best", config, resume=options.resume)
     done = _finished(folder / RESULT_FILE, config) if options.resume else None
     if done is not None:

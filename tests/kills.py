@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from tiny_sweeps import (
@@ -31,6 +32,7 @@ from tiny_sweeps import (
 from dtr_ray.config import SweepConfig
 from dtr_ray.search.journal import read_events
 from dtr_ray.service.attempts import read_heartbeat
+from dtr_ray.training.state import TrainingState
 
 SIGNALS: dict[str, tuple[int, Callable[[SweepCommand], list[int]]]] = {
     "kill driver": (signal.SIGKILL, lambda command: [command.process.pid]),
@@ -40,6 +42,10 @@ SIGNALS: dict[str, tuple[int, Callable[[SweepCommand], list[int]]]] = {
     "Ctrl-C": (signal.SIGINT, lambda command: [-command.process.pid]),
     "SIGTERM": (signal.SIGTERM, lambda command: [command.process.pid]),
 }
+
+
+STATES = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+"""Optuna's words for how a trial has ended."""
 
 
 @dataclass
@@ -67,8 +73,9 @@ def run_to_the_end(config: SweepConfig, *options: str, **environment: str) -> st
 class Interrupter:
     """Starts or resumes a sweep, and sends it signals at random moments."""
 
-    def __init__(self, config: SweepConfig, seed: int, training_s: float = 2.0) -> None:
+    def __init__(self, config: SweepConfig, seed: int, training_s: float = 2.0, **environment: str) -> None:
         """`training_s`: seconds at most that trials train in a round; all rounds must not end the sweep."""
+        self._environment = environment
         self._config = config
         self._training_s = training_s
         self._rng = random.Random(seed)
@@ -77,7 +84,7 @@ class Interrupter:
 
     def __call__(self, how: str, *, wait_gone: bool) -> Round:
         """One interruption; looks whether all of it ends, or leaves that to the next one to cope with."""
-        command = SweepCommand(self._config, "--resume")
+        command = SweepCommand(self._config, "--resume", **self._environment)
         try:
             self._let_run(command)
             assert command.process.poll() is None, f"it has ended by itself: {command.output}"
@@ -150,14 +157,18 @@ def _timeless_rows(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
 
 
-def _study(config: SweepConfig) -> list[tuple[Any, ...]]:
-    url = f"sqlite:///{folder_of(config) / 'study.db'}"
-    study = optuna.load_study(study_name=config.name, storage=url)
+def _study(config: SweepConfig, address: str | None = None) -> list[tuple[Any, ...]]:
+    study = optuna.load_study(
+        study_name=config.name, storage=address or f"sqlite:///{folder_of(config) / 'study.db'}"
+    )
     return [(t.number, t.state, t.params, t.values, t.intermediate_values) for t in study.trials]
 
 
-def check_accounts(config: SweepConfig) -> None:
-    """Every suggested trial is there once and has ended once; none is missing."""
+def check_accounts(config: SweepConfig, study: str | None = None) -> None:
+    """Every suggested trial is there once and has ended once; none is missing.
+
+    `study` is the address of its study, where that is not a file in the sweep's folder.
+    """
     folder = folder_of(config)
     events = read_events(folder / "journal.jsonl")
     count = config.search.num_trials
@@ -166,7 +177,9 @@ def check_accounts(config: SweepConfig) -> None:
     assert ends == dict.fromkeys(records(folder), 1)
     reports = Counter((e["id"], e["step"]) for e in events if e["event"] == "report")
     assert set(reports.values()) == {1}
-    assert len(_study(config)) == count
+    told = _study(config, study)
+    assert [number for number, *_ in told] == list(range(count))
+    assert [state.name for _, state, *_ in told] == [STATES[t.status] for t in records(folder).values()]
     for trial in records(folder).values():
         every, total = config.trial.evaluation.every_steps, config.trial.training.num_steps
         assert trial.status in ("completed", "pruned")
@@ -175,9 +188,45 @@ def check_accounts(config: SweepConfig) -> None:
         assert sorted(trial.reports) == list(range(first, trial.last_step + 1, every))
 
 
-def check_steps(config: SweepConfig) -> int:
-    """No interruption cost more than a checkpoint's interval; returns the steps that were made again."""
-    folder, again = folder_of(config), 0
+def check_results(config: SweepConfig) -> None:
+    """trials.csv and best.json say what the journal does, and the best checkpoint can be loaded."""
+    folder, metric = folder_of(config), config.objective
+    trials = records(folder)
+    with (folder / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["id"], row["status"], int(row["steps"])) for row in rows] == [
+        (trial.trial_id, trial.status, trial.last_step) for trial in trials.values()
+    ]
+    bests = {trial.number: trial.best(metric) for trial in trials.values() if trial.status != "failed"}
+    assert {
+        int(row["id"].removeprefix("t")): float(row[f"{metric}.best"])
+        for row in rows
+        if row[f"{metric}.best"]
+    } == {number: best[1] for number, best in bests.items() if best is not None}
+    value, number, step = min(
+        (best[1], number, best[0]) for number, best in bests.items() if best is not None
+    )
+    found, winner = read_json(folder / "best.json"), f"t{number:04d}"
+    assert (found["trial_id"], found["value"], found["step"]) == (winner, value, step)
+    trial = config.trial_config(trials[winner].params)
+    state = TrainingState.build(trial, torch.device("cpu"))
+    state.load(folder / found["checkpoint"], trial)
+    assert state.step == step
+
+
+@dataclass(frozen=True)
+class Again:
+    """Steps that were made again."""
+
+    trial_id: str
+    attempt: int
+    """That made them."""
+    steps: int
+
+
+def made_again(config: SweepConfig) -> Iterator[Again]:
+    """What each process that went on with a trial has made again; none has left a step out."""
+    folder = folder_of(config)
     for trial_id, trial in records(folder).items():
         made = [a for a in attempts(folder, trial_id) if a.num_steps]
         assert made[0].from_step == 0
@@ -185,9 +234,15 @@ def check_steps(config: SweepConfig) -> int:
         for before, after in itertools.pairwise(made):
             assert before.to_step is not None
             assert after.from_step is not None
-            assert 0 <= before.to_step - after.from_step <= config.trial.checkpoint_every_steps
-            again += before.to_step - after.from_step
-    return again
+            assert before.to_step >= after.from_step
+            yield Again(trial_id, after.attempt, before.to_step - after.from_step)
+
+
+def check_steps(config: SweepConfig) -> int:
+    """No interruption cost more than a checkpoint's interval; returns the steps that were made again."""
+    found = [again.steps for again in made_again(config)]
+    assert max(found, default=0) <= config.trial.checkpoint_every_steps
+    return sum(found)
 
 
 def check_mlflow(config: SweepConfig, uri: str | None = None) -> None:
@@ -211,6 +266,28 @@ def check_mlflow(config: SweepConfig, uri: str | None = None) -> None:
             values = {m.step: m.value for m in history[name]}
             assert len(values) == len(history[name])
             assert values == {s: metrics[name] for s, metrics in trial.reports.items() if name in metrics}
+
+
+def count_mlflow(config: SweepConfig, uri: str | None = None) -> tuple[int, int]:
+    """Runs that are there more than once, and values of metrics that are missing, doubled or wrong."""
+    folder = folder_of(config)
+    client = MlflowClient(tracking_uri=uri or f"sqlite:///{folder.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(config.name)
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    keys = Counter(run.data.tags["dtr_ray.run_key"] for run in runs)
+    found: Counter[tuple[str, str, int]] = Counter()
+    for run in runs:
+        for name in run.data.metrics:
+            history = client.get_metric_history(run.info.run_id, name)
+            found.update((run.data.tags["dtr_ray.run_key"], name, m.step) for m in history)
+    wanted: Counter[tuple[str, str, int]] = Counter()
+    for trial_id, trial in records(folder).items():
+        wanted.update((trial_id, "train_loss", step) for step in expected_log_steps(config, trial))
+        wanted.update((trial_id, name, step) for step, values in trial.reports.items() for name in values)
+    names = {name for _, name, _ in wanted}
+    found = Counter({key: count for key, count in found.items() if key[1] in names})
+    lost, doubled = (wanted - found).total(), (found - wanted).total()
+    return sum(keys.values()) - len(keys), lost + doubled
 
 
 def by_step(history: list[Any]) -> list[Any]:

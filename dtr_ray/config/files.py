@@ -10,6 +10,7 @@ from dtr_ray.config.base import Config
 from dtr_ray.config.errors import ConfigError, dotted, one_line
 from dtr_ray.config.errors import Path as Place
 from dtr_ray.config.explain import problems
+from dtr_ray.disk import make_folder_durably
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 T = TypeVar("T", dict[str, Any], list[Any])
@@ -87,7 +88,7 @@ def needed(values: dict[str, Any], keys: dict[str, type | tuple[type, ...]], whe
 def make_folder(folder: Path) -> None:
     """Makes an output folder and those above it; raises ConfigError where that cannot be."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder_durably(folder)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(

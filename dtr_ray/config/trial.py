@@ -17,6 +17,7 @@ from dtr_ray.config.model import ModelConfig
 from dtr_ray.config.routing import DTRRouting, RoutingConfig
 from dtr_ray.config.rules import trial_problems
 from dtr_ray.config.weighting import VanillaWeighting, WeightingConfig
+from dtr_ray.disk import write_durably
 
 
 class DiffusionConfig(Config):
@@ -107,7 +108,7 @@ class TrialConfig(Config):
 
     def save(self, path: Path) -> None:
         """Writes the resolved configuration as JSON."""
-        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_durably(path, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:

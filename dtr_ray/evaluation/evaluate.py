@@ -22,6 +22,7 @@ from dtr_ray.config import SamplingConfig, TrialConfig
 from dtr_ray.data import ImageData
 from dtr_ray.diffusion.drawing import draw
 from dtr_ray.diffusion.noise import noise_schedule
+from dtr_ray.disk import make_folder_durably, sync
 from dtr_ray.distributed import Group
 from dtr_ray.evaluation.blocks import BLOCK_IMAGES, Blocks
 from dtr_ray.evaluation.extras import MEASURES, needs_features
@@ -49,8 +50,11 @@ class Evaluation:
     `waiting` for the other workers, or for images to be resized."""
 
     def save_grid(self, path: Path) -> None:
-        """Writes the samples as one PNG, row by row."""
+        """Has the samples on the disk as one PNG, row by row, in a folder that is made for it."""
+        make_folder_durably(path.parent)
         save_grid(self.grid, path, self.columns)
+        sync(path)
+        sync(path.parent)
 
 
 @lru_cache(maxsize=2)

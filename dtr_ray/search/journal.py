@@ -1,7 +1,8 @@
 """The sweep's journal: what was suggested, reported and decided, in order, on disk before it takes effect.
 
 It is the one truth about a sweep; the Optuna study and MLflow are brought in line with it. Each line is one
-JSON object with `event` and `time` (Unix time in seconds):
+JSON object with `event`, `time` (Unix time in seconds, of a clock that may be wrong), and `elapsed_s`
+(seconds since its process opened the journal, of one that never jumps):
 
 | event | the rest |
 | --- | --- |
@@ -9,6 +10,7 @@ JSON object with `event` and `time` (Unix time in seconds):
 | `protocol` | `protocol`, `proxy` (or null): what the figures measure, the images as the driver found them |
 | `trial` | `id`, `number`, `params`: suggested |
 | `report` | `id`, `step`, `metrics`, `protocol`, `checkpoint`, `wall_s`, `stop`: why it is stopped, or null |
+| `retry` | `id`, `reason`, `counted`: its process has died (or had to leave its machine), and it goes on |
 | `end` | `id`, `status`, `reason`, `wall_s` |
 | `give_up` | `reason`: too many trials have failed |
 | `done` | every trial has ended, and the results are written |
@@ -23,6 +25,7 @@ from typing import Any, Literal, get_args
 
 from dtr_ray.config.errors import ConfigError
 from dtr_ray.config.files import is_inside, needed, parse_json
+from dtr_ray.disk import sync, with_room
 
 Status = Literal["running", "completed", "pruned", "failed"]
 
@@ -32,9 +35,12 @@ _KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "trial": {"id": str, "number": int, "params": dict},
     "report": {"id": str, "step": int, "metrics": dict, "checkpoint": str, "wall_s": _NUMBER,
                "stop": (str, type(None))},
+    "retry": {"id": str, "reason": str, "counted": bool},
     "end": {"id": str, "status": str, "reason": str},
 }  # fmt: skip
 """What an event must have beside `event` and `time`."""
+
+_protocols: dict[str, dict[str, Any]] = {}
 
 
 @dataclass
@@ -54,6 +60,12 @@ class TrialRecord:
     """What the figures of each training step measure; empty in journals from before that was kept."""
     wall_s: float = 0.0
     """Seconds that it held its resources, as far as its reports and its end tell."""
+    retries: int = 0
+    """Times that its process died or hung, and another went on from its checkpoint."""
+    moves: int = 0
+    """Times that it left a machine that was to go; these do not count as retries."""
+    retry_reason: str = ""
+    """Of the last retry or move."""
 
     @property
     def train_seconds(self) -> float:
@@ -75,27 +87,38 @@ class TrialRecord:
 
 
 class Journal:
-    """An append-only file; every event is on the disk when `write` returns."""
+    """An append-only file; every event is on disk when `write` returns, which waits while that is full."""
 
     def __init__(self, path: Path) -> None:
         """Opens or makes the file; a last line torn by a crash is cut off, since it never took effect."""
-        self.events, whole = _read(path)
-        if path.exists():
-            os.truncate(path, whole)
-        self._file = path.open("a", encoding="utf-8")
+        self._folder, self._opened = path.parent, time.monotonic()
+        self.events, self._end = _read(path)
+        """What was there when it was opened."""
+        self._file = with_room(
+            self._folder, lambda: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        )
+        os.ftruncate(self._file, self._end)
+        with_room(self._folder, lambda: sync(self._folder))
 
     def write(self, event: str, **values: Any) -> dict[str, Any]:
         """Appends an event and waits for the disk."""
-        line = {"event": event, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.events.append(line)
+        elapsed_s = round(time.monotonic() - self._opened, 3)
+        line = {"event": event, "time": round(time.time(), 3), "elapsed_s": elapsed_s, **values}
+        text = json.dumps(line).encode() + b"\n"
+        with_room(self._folder, lambda: self._append(text))
+        self._end += len(text)
         return line
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        os.close(self._file)
+
+    def _append(self, text: bytes) -> None:
+        """What a disk that fills up has taken of the line is written over by the next try."""
+        done = 0
+        while done < len(text):
+            done += os.pwrite(self._file, text[done:], self._end + done)
+        os.fsync(self._file)
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
@@ -120,27 +143,62 @@ def apply(trials: dict[str, TrialRecord], event: dict[str, Any]) -> None:
         trial = trials[event["id"]]
         trial.reports[event["step"]] = event["metrics"]
         trial.checkpoints[event["step"]] = event["checkpoint"]
-        trial.protocols[event["step"]] = event.get("protocol", {})
+        trial.protocols[event["step"]] = _one(event.get("protocol", {}))
         trial.wall_s = event["wall_s"]
         if event["stop"]:
             trial.status, trial.reason = "pruned", event["stop"]
+    elif kind == "retry":
+        trial = trials[event["id"]]
+        trial.retries, trial.moves = trial.retries + event["counted"], trial.moves + (not event["counted"])
+        trial.retry_reason = event["reason"]
     elif kind == "end":
         trial = trials[event["id"]]
         trial.status, trial.reason = event["status"], event["reason"]
         trial.wall_s = max(trial.wall_s, event.get("wall_s", 0.0))
 
 
+def is_done(events: list[dict[str, Any]]) -> bool:
+    """Whether the sweep was complete, with all results written."""
+    own = [event["event"] for event in events if event["event"] not in ("start", "stop", "protocol")]
+    return own[-1:] == ["done"]
+
+
+def failed_before_giving_up(events: list[dict[str, Any]]) -> set[str]:
+    """Trials that had failed when the sweep last gave up: a resumed one does not give up for them again."""
+    gave_up = max((n for n, event in enumerate(events) if event["event"] == "give_up"), default=0)
+    return {e["id"] for e in events[:gave_up] if e["event"] == "end" and e["status"] == "failed"}
+
+
 def seconds_spent(events: list[dict[str, Any]]) -> float:
-    """Wall seconds between the starts of the sweep and the last event that followed each."""
-    total, started = 0.0, None
-    last = 0.0
+    """Seconds between the starts of the sweep and the last event that followed each.
+
+    A clock that was set back or forth meanwhile changes nothing, unless the journal is too old to have
+    `elapsed_s`.
+    """
+    total = 0.0
+    start: dict[str, Any] | None = None
+    last: dict[str, Any] = {}
     for event in events:
-        if event["event"] == "start":
-            if started is not None:
-                total += last - started
-            started = event["time"]
-        last = event["time"]
-    return total + (last - started if started is not None else 0.0)
+        is_start = event["event"] == "start"
+        # Another process may have something to note before it starts.
+        if is_start or event.get("elapsed_s", 0.0) < last.get("elapsed_s", 0.0):
+            total += _between(start, last)
+            start = event if is_start else None
+        last = event
+    return total + _between(start, last)
+
+
+def _between(start: dict[str, Any] | None, last: dict[str, Any]) -> float:
+    """Seconds from a process's start to its last event."""
+    if start is None:
+        return 0.0
+    clock = "elapsed_s" if "elapsed_s" in start and "elapsed_s" in last else "time"
+    return float(max(0.0, last[clock] - start[clock]))
+
+
+def _one(protocol: dict[str, Any]) -> dict[str, Any]:
+    """The protocol as one object for all that are equal: every report has one, and a sweep few different."""
+    return _protocols.setdefault(json.dumps(protocol), protocol)
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -152,7 +210,11 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
     whole = content.rfind(b"\n") + 1
     events: list[dict[str, Any]] = []
     trials: set[str] = set()
-    for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
+    lines = content[:whole].split(b"\n")[:-1]
+    if lines and b"\0" in lines[-1]:
+        # The power failed when the file had grown, and its last page had not arrived.
+        whole -= len(lines.pop()) + 1
+    for number, line in enumerate(lines, 1):
         event = _checked(line, f"{path}:{number}", trials)
         if event["event"] == "trial":
             trials.add(event["id"])
@@ -164,10 +226,12 @@ def _checked(line: bytes, where: str, trials: set[str]) -> dict[str, Any]:
     """An event that `apply` can take, after those of these trials."""
     event = parse_json(line, where, dict)
     needed(event, {"event": str, "time": _NUMBER}, where)
+    if "elapsed_s" in event:
+        needed(event, {"elapsed_s": _NUMBER}, where)
     kind = event["event"]
     needed(event, _KEYS.get(kind, {}), where)
     wrong = None
-    if kind in ("report", "end") and event["id"] not in trials:
+    if kind in ("report", "retry", "end") and event["id"] not in trials:
         wrong = f"it tells of {event['id']!r:.80}, a trial that was not suggested before"
     elif kind == "trial" and (not is_inside(event["id"]) or "/" in event["id"]):
         wrong = f"its trial's id is {event['id']!r:.80}"

@@ -1,11 +1,12 @@
 """Provenance: what tells one sweep from another, and what its results depend on besides the configuration."""
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 import uuid
 from pathlib import Path
+
+from dtr_ray.disk import write_durably
 
 _PACKAGES = ("dtr_ray", "torch", "ray", "optuna", "diffusers", "mlflow")
 
@@ -14,12 +15,7 @@ def sweep_identity(folder: Path) -> str:
     """What tells this sweep's records from those of any other: made once, and kept in its folder."""
     path = folder / "identity"
     if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(uuid.uuid4().hex)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_durably(path, uuid.uuid4().hex)
     return path.read_text(encoding="utf-8").strip()
 
 

@@ -3,35 +3,49 @@
 import csv
 import io
 import json
-import os
+import time
 from pathlib import Path
 from typing import Any
 
 from dtr_ray.config.protocol import describe
 from dtr_ray.config.space import target
+from dtr_ray.disk import write_durably
 from dtr_ray.search.journal import TrialRecord
 from dtr_ray.search.state import Happening, SweepState
 
+# A longer table is not written at every trial's end, but takes at most this share of the driver's time.
+_SHORT_TABLE, _WRITE_SHARE = 500, 0.02
 _HIGHER_IS_BETTER = ("is_", "precision_", "recall_", "train_seconds", "eval_seconds")
 
 
 class ResultFiles:
-    """A listener of the state: a sweep that is killed has left its results so far."""
+    """A listener of the state: a sweep that is killed has left its results so far.
+
+    From 500 trials on `trials.csv` is not written more often than takes 2% of the time: it may lag behind by
+    fifty times what writing it takes, and then until the next report.
+    """
 
     def __init__(self, state: SweepState) -> None:
         self._state = state
         self._table = _Table(state)
+        self._is_behind = False
+        self._write_at = 0.0
         self._best: tuple[str, int, float] | None = None
 
     def __call__(self, happening: Happening, trial: TrialRecord) -> None:
         """Writes the results when a trial has ended."""
-        if happening == "ended":
+        self._is_behind |= happening == "ended"
+        started = time.monotonic()
+        if self._is_behind and (started >= self._write_at or len(self._state.trials) < _SHORT_TABLE):
             self._table.write()
+            now = time.monotonic()
+            self._is_behind, self._write_at = False, now + (now - started) / _WRITE_SHARE
+        if happening == "ended":
             best = self._state.best()
-            now = None if best is None else (best[0].trial_id, *best[1:])
-            if now != self._best:
+            found = None if best is None else (best[0].trial_id, *best[1:])
+            if found != self._best:
                 write_best(self._state, None)
-                self._best = now
+                self._best = found
 
 
 def write_best(state: SweepState, mlflow_run_id: str | None) -> dict[str, Any] | None:
@@ -55,13 +69,7 @@ def write_best(state: SweepState, mlflow_run_id: str | None) -> dict[str, Any] |
         "checkpoint": (Path("trials") / trial.trial_id / trial.checkpoints[step]).as_posix(),
         "mlflow_run_id": mlflow_run_id,
     }
-    path = state.folder / "best.json"
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_durably(state.folder / "best.json", json.dumps(content, indent=2) + "\n")
     return content
 
 
@@ -91,22 +99,19 @@ class _Table:
         if names != self._names:
             self._names, changed = names, records
         heads = [f"{name}.{which}" for name in names for which in ("last", "best")]
-        rest = ["wall_seconds", "device_seconds", "protocol", "reason"]
+        rest = ["wall_seconds", "device_seconds", "retries", "protocol", "reason"]
         columns = ["id", "status", "steps", *self._params, *heads, *rest]
         for record in changed:
             line = _line(columns, _row(self._state, record, names))
             self._rows[record.trial_id] = (_version(record), line)
-        path = self._state.folder / "trials.csv"
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(_line(columns, dict(zip(columns, columns, strict=True))))
-            file.writelines(self._rows[record.trial_id][1] for record in records)
-        temporary.replace(path)
+        head = _line(columns, dict(zip(columns, columns, strict=True)))
+        rows = (self._rows[record.trial_id][1] for record in records)
+        write_durably(self._state.folder / "trials.csv", "".join((head, *rows)))
 
 
 def _version(record: TrialRecord) -> tuple[Any, ...]:
     """Something that changes with the trial."""
-    return record.status, len(record.reports), record.wall_s, record.reason
+    return record.status, len(record.reports), record.wall_s, record.retries, record.reason
 
 
 def _line(columns: list[str], row: dict[str, Any]) -> str:
@@ -126,6 +131,7 @@ def _row(state: SweepState, record: TrialRecord, names: list[str]) -> dict[str, 
             row[f"{name}.last"], row[f"{name}.best"] = reported[max(reported)], best
     row["wall_seconds"] = round(record.wall_s, 2)
     row["device_seconds"] = round(record.wall_s * state.devices_per_trial, 2)
+    row["retries"] = record.retries
     row["protocol"] = describe(record.protocols[record.last_step]) if record.last_step else ""
     row["reason"] = record.reason
     return row

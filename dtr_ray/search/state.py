@@ -5,7 +5,6 @@ from the journal, and what the study lacks is told to it again.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +12,27 @@ from typing import Any, Literal
 
 from dtr_ray.config import SweepConfig
 from dtr_ray.config.protocol import protocol_of
+from dtr_ray.disk import write_durably
 from dtr_ray.search.database import public
-from dtr_ray.search.figures import Figures
-from dtr_ray.search.journal import Journal, Status, TrialRecord, apply, replay, seconds_spent
+from dtr_ray.search.figures import Best, Tally
+from dtr_ray.search.journal import (
+    Journal,
+    Status,
+    TrialRecord,
+    apply,
+    failed_before_giving_up,
+    is_done,
+    replay,
+    seconds_spent,
+)
 from dtr_ray.search.provenance import sweep_identity
+from dtr_ray.search.resuming import data_changed
 from dtr_ray.search.sharing import open_mirror
-from dtr_ray.search.stopping import should_stop
+from dtr_ray.search.stopping import Standings
 from dtr_ray.search.study import Suggester
 from dtr_ray.training.reports import Report
 
-Happening = Literal["started", "reported", "ended"]
+Happening = Literal["started", "reported", "retried", "ended"]
 Listener = Callable[[Happening, TrialRecord], None]
 
 
@@ -37,11 +47,16 @@ class SweepState:
         self.evaluation = config.trial.evaluation
         """How all trials are measured; `metric_at` names the figure that decides at a step."""
         self.listeners: list[Listener] = []
-        """Hear of every trial that starts, reports or ends, after it is on disk."""
-        self._figures = Figures(self.evaluation, self.metric)
+        """Hear of every trial that starts, reports, is retried or ends, after it is on disk."""
         self._journal = Journal(folder / "journal.jsonl")
         self.trials = replay(self._journal.events)
-        self.done_before = self.complete and _is_done(self._journal.events)
+        proxy = self.evaluation.proxy
+        self._standings = Standings(config.early_stopping, 0 if proxy is None else proxy.until_step)
+        self.tally = Tally(self.metric)
+        """Of all trials, as they are now."""
+        for trial in self.trials.values():
+            self._count(trial)
+        self.done_before = self.complete and is_done(self._journal.events)
         """Whether the sweep was complete, with all results written, before this process."""
         self._requeue = self.running
         self.protocol = self._book_protocol(data_identity)
@@ -52,7 +67,9 @@ class SweepState:
         )
         self._mirror.update(self.trials)
         self._seconds_before = seconds_spent(self._journal.events)
-        self._failed_before = _failed_before_giving_up(self._journal.events)
+        self._failed_before = failed_before_giving_up(self._journal.events)
+        # What they add up to is in `trials`.
+        self._journal.events.clear()
         self._unbooked_s: dict[str, float] = {}
         self._journal.write("start")
         self._started = time.monotonic()
@@ -63,12 +80,12 @@ class SweepState:
     @property
     def running(self) -> list[TrialRecord]:
         """Trials that have neither ended nor failed, those not yet placed included."""
-        return [t for t in self.trials.values() if t.status == "running"]
+        return self.tally.trials("running")
 
     @property
     def failed(self) -> list[TrialRecord]:
         """Trials that failed."""
-        return [t for t in self.trials.values() if t.status == "failed"]
+        return self.tally.trials("failed")
 
     @property
     def seconds(self) -> float:
@@ -107,7 +124,7 @@ class SweepState:
         trial's last report, or since its process began with it.
         """
         trial = self.trials[trial_id]
-        changed = self._data_changed(trial_id, report)
+        changed = data_changed(self.trials, trial_id, report)
         if changed is not None:
             self.end(changed)
             return changed
@@ -126,6 +143,13 @@ class SweepState:
             if trial.status == "pruned":
                 self._tell("ended", trial)
         return trial.reason if trial.status == "pruned" else None
+
+    def retry(self, trial_id: str, reason: str, *, counted: bool) -> None:
+        """A trial's process has died, and another goes on with it; not `counted` where it had to move."""
+        trial = self.trials[trial_id]
+        if trial.status == "running":
+            self._apply(self._journal.write("retry", id=trial_id, reason=reason, counted=counted))
+            self._tell("retried", trial)
 
     def finish(self, trial_id: str, status: Status, reason: str = "", seconds: float = 0.0) -> None:
         """Ends a trial; one that has ended already stays as it is. `seconds` as in `report`."""
@@ -164,30 +188,22 @@ class SweepState:
     @property
     def device_hours(self) -> float:
         """Hours times devices of all trials, as of their last reports."""
-        return sum(t.wall_s for t in self.trials.values()) * self.devices_per_trial / 3600
+        return self.tally.seconds * self.devices_per_trial / 3600
 
     def end(self, reason: str) -> None:
         """Starts no further trial; the first reason stands."""
         if self.ending is None:
             self.ending = reason
 
-    def best(self) -> tuple[TrialRecord, int, float] | None:
+    def best(self) -> Best | None:
         """(trial, step, value) of the best value among trials that did not fail."""
-        row = min(self._scored(), key=lambda row: row[:2], default=None)
-        return None if row is None else (row[3], row[2], row[0])
+        return self.tally.best
 
-    def ranked(self) -> list[tuple[TrialRecord, int, float]]:
+    def ranked(self) -> list[Best]:
         """(trial, step, best value) of all trials that have a value and did not fail, the best first."""
-        found = sorted(self._scored(), key=lambda row: row[:2])
-        return [(trial, step, value) for value, _, step, trial in found]
-
-    def _scored(self) -> list[tuple[float, int, int, TrialRecord]]:
-        """(best value, number, step, trial) of all trials that have a value and did not fail."""
-        return [
-            (best[1], trial.number, best[0], trial)
-            for trial in list(self.trials.values())
-            if trial.status != "failed" and (best := self._figures.best(trial)) is not None
-        ]
+        trials = [t for t in list(self.trials.values()) if t.status != "failed"]
+        found = [(trial, *best) for trial in trials if (best := trial.best(self.metric)) is not None]
+        return sorted(found, key=lambda row: (row[2], row[0].number))
 
     @property
     def untrained_value(self) -> float | None:
@@ -203,7 +219,7 @@ class SweepState:
     @property
     def complete(self) -> bool:
         """Whether every trial has ended and no new one is left."""
-        return is_complete(self.config, self.trials)
+        return len(self.trials) >= self.config.search.num_trials and not self.tally.count("running")
 
     def mark_done(self) -> None:
         """Notes that the results of a complete sweep are written."""
@@ -220,18 +236,19 @@ class SweepState:
         """Why early stopping ends the trial after this report, or None."""
         if report.step == 0:
             return None
-        histories = {t.trial_id: self._figures.history(t) for t in self.trials.values() if t.reports}
-        name, proxy = self.evaluation.metric_at(report.step), self.evaluation.proxy
-        histories[trial.trial_id] = {**self._figures.history(trial), report.step: report.metrics[name]}
-        return should_stop(
-            self.config.early_stopping,
-            trial.trial_id,
-            report.step,
-            histories,
-            int(trial.params.get("training.num_steps", self.config.trial.training.num_steps)),
-            error=report.metrics.get(f"{name}_stderr", 0.0),
-            proxy_until=0 if proxy is None else proxy.until_step,
-        )
+        name = self.evaluation.metric_at(report.step)
+        value = report.metrics[name]
+        num_steps = int(trial.params.get("training.num_steps", self.config.trial.training.num_steps))
+        self._standings.add(trial.trial_id, report.step, value)
+        error = report.metrics.get(f"{name}_stderr", 0.0)
+        return self._standings.reason(trial.trial_id, report.step, value, num_steps, error=error)
+
+    def _count(self, trial: TrialRecord) -> None:
+        """Takes a trial that an earlier process has told the journal of."""
+        self.tally.update(trial)
+        for step, values in trial.reports.items():
+            if step and (name := self.evaluation.metric_at(step)) in values:
+                self._standings.add(trial.trial_id, step, values[name])
 
     def _book_protocol(self, data_identity: str | None) -> dict[str, Any]:
         """Notes what the figures measure, and of which images; the first note of these stands."""
@@ -245,17 +262,6 @@ class SweepState:
             self._journal.write("protocol", protocol=protocol, proxy=proxy)
         return protocol
 
-    def _data_changed(self, trial_id: str, report: Report) -> str | None:
-        """In words how the images of a report differ from those of the reports before, or None."""
-        known = (p.get("data.identity") for t in self.trials.values() for p in t.protocols.values())
-        before, now = next(filter(None, known), None), report.protocol.get("data.identity")
-        if before is None or now in (None, before):
-            return None
-        return (
-            f"the images have changed: {trial_id} was evaluated at step {report.step} on {now}, those before "
-            f"on {before}; put the same files (names, sizes, times) on all machines, and --resume"
-        )
-
     def _started_now(self, trial: TrialRecord) -> TrialRecord:
         self._tell("started", trial)
         return trial
@@ -266,30 +272,14 @@ class SweepState:
 
     def _apply(self, event: dict[str, Any]) -> None:
         apply(self.trials, event)
+        self.tally.update(self.trials[event["id"]])
 
 
 def save_config(config: SweepConfig, folder: Path) -> None:
     """Keeps the resolved sweep beside its results, without the passwords of its addresses."""
-    path = folder / "sweep.json"
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(public(config), indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_durably(folder / "sweep.json", json.dumps(public(config), indent=2) + "\n")
 
 
 def is_complete(config: SweepConfig, trials: dict[str, TrialRecord]) -> bool:
     """Whether there is nothing left to run."""
     return len(trials) >= config.search.num_trials and all(t.status != "running" for t in trials.values())
-
-
-def _is_done(events: list[dict[str, Any]]) -> bool:
-    own = [event["event"] for event in events if event["event"] not in ("start", "stop", "protocol")]
-    return own[-1:] == ["done"]
-
-
-def _failed_before_giving_up(events: list[dict[str, Any]]) -> set[str]:
-    """Trials that had failed when the sweep last gave up: a resumed one does not give up for them again."""
-    gave_up = max((n for n, event in enumerate(events) if event["event"] == "give_up"), default=0)
-    return {e["id"] for e in events[:gave_up] if e["event"] == "end" and e["status"] == "failed"}

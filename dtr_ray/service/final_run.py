@@ -1,6 +1,7 @@
 """The final training: the best trial's configuration for the full schedule, exported and registered."""
 
 import json
+import logging
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,19 +11,24 @@ from typing import Any
 from dtr_ray.config import TrialConfig, override
 from dtr_ray.config.protocol import describe, differences
 from dtr_ray.config.sweep import ResourcesConfig
+from dtr_ray.disk import write_durably
 from dtr_ray.export.folder import export_model
 from dtr_ray.export.trained import EXPORT_FOLDER
 from dtr_ray.search.names import with_error
 from dtr_ray.service import cluster
 from dtr_ray.service.best import BestTrial
 from dtr_ray.service.distributed_trial import run_on_train
+from dtr_ray.service.draining import draining, own_node
 from dtr_ray.service.fetching import settled
 from dtr_ray.service.final_log import RUN_KEY, FinalLog
 from dtr_ray.service.progress import TrainingProgress
 from dtr_ray.service.trial import reason_of
 from dtr_ray.training import Report
 from dtr_ray.training.folder import claim_folder
+from dtr_ray.training.leaving import LeftError
 from dtr_ray.training.state import checkpoint_folder
+
+log = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 # Of a batch, for a worker that nobody asked for: with fewer it mostly waits for the others.
@@ -75,6 +81,7 @@ def final_resources(best: BestTrial, batch_size: int, num_workers: int | None) -
         most = max(1, min(room, batch_size // _MIN_IMAGES))
         count = next(n for n in range(most, 0, -1) if batch_size % n == 0)
     changes: dict[str, Any] = {"workers_per_trial": count, "placement": "train"}
+    changes["min_workers_per_trial"] = None
     if resources.gpus_per_worker:
         changes["gpus_per_worker"] = max(1.0, resources.gpus_per_worker)
     resources = ResourcesConfig.from_dict(resources.to_dict() | changes)
@@ -110,14 +117,22 @@ def run_final(run: FinalRun, *, resume: bool) -> dict[str, Any]:
         log.stop("FAILED", reason_of(error))
         raise
     shutil.rmtree(run.folder / ".ray", ignore_errors=True)
-    temporary = run.folder / f"{RESULT_FILE}.tmp"
-    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(run.folder / RESULT_FILE)
+    write_durably(run.folder / RESULT_FILE, json.dumps(result, indent=2) + "\n")
     return result
 
 
 def _train(run: FinalRun) -> Report:
-    """Trains to the end; returns the last report."""
+    """Trains to the end, elsewhere where a worker's machine is to go; returns the last report."""
+    while True:
+        try:
+            return _train_here(run)
+        except LeftError as error:
+            if draining([own_node()]):
+                raise
+            log.warning("%s: it goes on elsewhere", error)
+
+
+def _train_here(run: FinalRun) -> Report:
     last: Report | None = None
     reports = run_on_train(
         run.config,

@@ -68,10 +68,10 @@ def _gpu_trouble(counted: float, found: dict[str, Any], *, several: bool) -> tup
 def check_disk(case: Case) -> Iterator[Finding]:
     """There is room for checkpoints, for the cache of data and weights, and for Ray's own files."""
     existing = next(path for path in (case.output, *case.output.parents) if path.exists())
-    free, need = shutil.disk_usage(existing).free, _checkpoint_bytes(case)
+    free, need = shutil.disk_usage(existing).free, _sweep_bytes(case)
     text = f"{size(free)} free for {case.output}"
     if need:
-        text += f"; all checkpoints take {size(need)}"
+        text += f"; the sweep takes up to {size(need)}"
     mend = "free space there, or choose another storage.output"
     yield fail(text, mend) if free < need else warning(text, mend) if free < 2 * need + _GB else ok(text)
     least = None
@@ -149,7 +149,7 @@ def check_clock(case: Case) -> Iterator[Finding]:
         yield ok("one machine, one clock" if alone else f"clocks agree within {_CLOCK_WARNING_S:g} s")
 
 
-def _checkpoint_bytes(case: Case) -> float:
+def _sweep_bytes(case: Case) -> float:
     from dtr_ray.service.plan import make_plan
 
-    return 0.0 if case.config is None else make_plan(case.config, cluster.local_nodes()).storage_gb * _GB
+    return 0.0 if case.config is None else make_plan(case.config, cluster.local_nodes()).storage.total

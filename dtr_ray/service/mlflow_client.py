@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from filelock import FileLock
 
+from dtr_ray.disk import sync
 from dtr_ray.search.database import check_database, database_url, without_password
 
 if TYPE_CHECKING:
@@ -123,8 +125,19 @@ def _make_sqlite(path: Path) -> None:
         with (draft / "copy.db").open("rb") as file:
             os.fsync(file.fileno())
         (draft / "copy.db").replace(path)
+        sync(path.absolute().parent)
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def _is_made(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
+
+
+def sync_artifacts(artifact_uri: str, artifact_path: str) -> None:
+    """Has a run's artifacts of a folder on the disk, where they lie on one of this machine."""
+    if not artifact_uri.startswith("file:"):
+        return
+    folder = Path(url2pathname(urlsplit(artifact_uri).path)) / artifact_path
+    # Those above it are the run's, and the experiment's.
+    for path in (*folder.rglob("*"), folder, *list(folder.parents)[:5]):
+        sync(path)

@@ -1,11 +1,14 @@
 """Pictures of a sweep: the routing mask of a trial, and samples of the best and the worst trial."""
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
+from dtr_ray.disk import write_durably
 
 if TYPE_CHECKING:
     from dtr_ray.search.state import SweepState
@@ -50,7 +53,7 @@ def write_montage(state: "SweepState") -> Path | None:
         canvas.paste(tile, (0, top + _LINE + 4))
         top += tile.height + _LINE + 4
     path = state.folder / "montage.png"
-    temporary = path.with_suffix(".tmp.png")
-    canvas.save(temporary)
-    temporary.replace(path)
+    content = io.BytesIO()
+    canvas.save(content, "PNG")
+    write_durably(path, content.getvalue())
     return path

@@ -14,15 +14,14 @@ from dtr_ray.config import SweepConfig
 from dtr_ray.config.protocol import Protocol, describe, protocol_of
 from dtr_ray.config.space import Choice, Integer, LogUniform, Parameter, Quantised, Uniform
 from dtr_ray.config.sweep import ASHAStopping, MedianStopping
+from dtr_ray.disk import free_bytes
 from dtr_ray.models import build_model
 from dtr_ray.search.database import without_password
 from dtr_ray.search.stopping import rungs
 from dtr_ray.service import cluster
+from dtr_ray.service.storage import Storage, storage_of
 from dtr_ray.service.tracking import default_tracking_uri
-
-# Weights, their average, and AdamW's two moments, in float32.
-_BYTES_PER_PARAMETER = 16
-_CHECKPOINTS_KEPT = 2
+from dtr_ray.training.retention import LASTING
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class Plan:
     """Training steps when early stopping lets the expected share go on at each rung."""
     max_images: int
     max_evaluations: int
-    storage_gb: float
-    """Checkpoints of all trials at the sweep's end."""
+    storage: Storage
+    """What the sweep's folder holds at most."""
 
 
 def make_plan(config: SweepConfig, machines: list[cluster.Node]) -> Plan:
@@ -61,7 +60,6 @@ def make_plan(config: SweepConfig, machines: list[cluster.Node]) -> Plan:
         num_concurrent = cluster.num_concurrent_trials(config.resources, machines)
     except cluster.TooSmallError:
         num_concurrent = 0
-    storage = search.num_trials * _CHECKPOINTS_KEPT * num_parameters * _BYTES_PER_PARAMETER
     return Plan(
         num_trials=search.num_trials,
         num_concurrent=num_concurrent,
@@ -70,7 +68,7 @@ def make_plan(config: SweepConfig, machines: list[cluster.Node]) -> Plan:
         expected_steps=round(search.num_trials * expected),
         max_images=search.num_trials * full * trial.training.batch_size,
         max_evaluations=search.num_trials * -(-full // trial.evaluation.every_steps),
-        storage_gb=storage / 1e9,
+        storage=storage_of(config, num_concurrent),
     )
 
 
@@ -112,7 +110,7 @@ def _rows(config: SweepConfig, plan: Plan, folder: Path, machines: str) -> Itera
     yield "evaluations", f"{plan.max_evaluations:,} at most, of {samples}"
     yield from _proxy_rows(config)
     yield "measured", describe(protocol_of(trial))
-    yield "storage", f"{plan.storage_gb:.2g} GB of checkpoints in {folder}"
+    yield "storage", _describe_storage(plan.storage, folder)
     yield "budget", _describe_budget(config)
     yield "MLflow", without_password(config.tracking.uri or default_tracking_uri(folder.parent))
 
@@ -159,6 +157,16 @@ def _decisions(config: SweepConfig) -> list[int]:
         marks = rungs(rule, config.trial.training.num_steps)
         return sorted({min((s for s in steps if s >= mark), default=steps[-1]) for mark in marks})
     return [s for s in steps if s >= rule.grace_steps] if isinstance(rule, MedianStopping) else []
+
+
+def _describe_storage(storage: Storage, folder: Path) -> str:
+    free = free_bytes(folder)[0]
+    short = "" if free > storage.total else f"; but only {free / 1e9:.2g} GB are free there"
+    return (
+        f"{storage.total / 1e9:.2g} GB at most in {folder}: {storage.num_checkpoints} checkpoints of "
+        f"{storage.checkpoint / 1e9:.2g} GB ({LASTING} a trial, the best and the last, and one more while it "
+        f"trains), and {storage.rest / 1e9:.2g} GB of samples and records{short}"
+    )
 
 
 def _describe_budget(config: SweepConfig) -> str:

@@ -3,7 +3,7 @@
 A sweep's records lie in `<sweep folder>/tracking/<run key>/<writer>.jsonl`. The run key is `sweep` for
 the sweep's own run and the trial's id for a trial's. A run may have several files (the driver's, the
 worker's); each has one writing process. A line is one record: a JSON object with `kind`, `time_ms` (Unix
-time in milliseconds, fixed when written) and
+time in milliseconds, fixed when written, never less than that of the line before) and
 
 | kind | the rest |
 | --- | --- |
@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from dtr_ray.disk import is_full, make_folder, sync
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +73,12 @@ class RecordWriter:
         self._num_dropped = 0
         self._file: int | None = None
         self._cut_at: int | None = None
+        self._last_ms = 0
         self._last_steps: dict[str, int] = {}
         self._non_finite: dict[str, list[Any]] = {}
-        self._failed = False
+        self._error: OSError | None = None
         self._lock = threading.Lock()
-        with self._lock:
-            self._write_waiting()
+        self._write_waiting()
 
     @property
     def num_waiting(self) -> int:
@@ -121,6 +123,15 @@ class RecordWriter:
             raise ValueError(f"a run's status is one of {', '.join(END_STATUSES)}, not {status!r}")
         self._add("end", status=status)
 
+    def settle(self) -> None:
+        """All records so far are on the disk when this returns; raises OSError where it is full."""
+        with self._lock:
+            self._write_waiting()
+            if self._waiting and self._error is not None and is_full(self._error):
+                raise self._error
+            if self._file is not None:
+                self._sync(raising=True)
+
     def close(self) -> None:
         """Tries once more to write what waits, and closes the file; a later record opens it again."""
         with self._lock:
@@ -139,7 +150,9 @@ class RecordWriter:
 
     def _add(self, kind: str, **rest: Any) -> None:
         with self._lock:
-            self._waiting.append({"kind": kind, "time_ms": time.time_ns() // 1_000_000, **rest})
+            # A clock that is set back must not end a run before its start.
+            self._last_ms = max(self._last_ms, time.time_ns() // 1_000_000)
+            self._waiting.append({"kind": kind, "time_ms": self._last_ms, **rest})
             self._write_waiting()
             while len(self._waiting) > self._max_waiting:
                 self._waiting.popleft()
@@ -155,23 +168,26 @@ class RecordWriter:
                     self._append(record)
                 self._waiting.popleft()
         except OSError as error:
-            if not self._failed:
+            if self._error is None:
                 log.warning("%s cannot be written (%s): records wait in memory", self.path, error)
-            self._failed = True
+            self._error = error
         else:
-            if self._failed:
+            if self._error is not None:
                 log.warning("%s can be written again; %d records were dropped", self.path, self._num_dropped)
-            self._failed, self._num_dropped = False, 0
+            self._error, self._num_dropped = None, 0
 
     def _open(self) -> None:
         """Opens the file, cuts off a line torn by a crash, and learns which steps it holds."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         lines = read_lines(self.path, 0)
         for line in lines:
-            if line.record is not None and line.record["kind"] == "metrics":
-                self._note(line.record)
+            if line.record is not None:
+                self._last_ms = max(self._last_ms, line.record["time_ms"])
+                if line.record["kind"] == "metrics":
+                    self._note(line.record)
         self._cut_at = lines[-1].end if lines else 0
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        sync(self.path.parent)
         self._cut()
 
     def _cut(self) -> None:
@@ -199,11 +215,13 @@ class RecordWriter:
         if record["kind"] in _SYNCED:
             self._sync()
 
-    def _sync(self) -> None:
+    def _sync(self, *, raising: bool = False) -> None:
         assert self._file is not None
         try:
             os.fsync(self._file)
         except OSError as error:
+            if raising and is_full(error):
+                raise
             # The line is with the operating system all the same: to write it again would double it.
             log.warning("%s cannot be synced to the disk: %s", self.path, error)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from dtr_ray.config import SweepConfig, flatten
 from dtr_ray.config.protocol import describe
+from dtr_ray.disk import make_folder_durably, with_room
 from dtr_ray.search.database import public
 from dtr_ray.search.journal import TrialRecord
 from dtr_ray.search.provenance import sweep_identity, versions
@@ -25,7 +26,7 @@ class RunLog:
 
     def __init__(self, config: SweepConfig, folder: Path, state: SweepState) -> None:
         self._config = config
-        self._folder = folder
+        self._folder, self._state = folder, state
         self.tracking_uri = config.tracking.uri or default_tracking_uri(folder.parent)
         self._tracker = self._new_tracker()
         self._writers: dict[str, RecordWriter] = {}
@@ -38,20 +39,27 @@ class RunLog:
         for trial in state.trials.values():
             if trial.status != "running" and not self._has_ended(trial):
                 # The process was killed right after the journal had it.
+                if not self._has_started(trial):
+                    self._start(trial)
                 self("ended", trial)
-        if self._tracker.pending():
+        if self._tracker.pending() or state.done_before:
+            # It finds out, too, whether MLflow has lost what it had.
             self._tracker.start()
 
     def __call__(self, happening: Happening, trial: TrialRecord) -> None:
         """Records that a trial starts or ends; its own process records its metrics."""
         if happening == "started":
             self._start(trial)
+        elif happening == "retried":
+            retried = {"dtr_ray.retries": trial.retries, "dtr_ray.moves": trial.moves}
+            self._writer(trial.trial_id).tags({**retried, "dtr_ray.retry_reason": trial.retry_reason})
         elif happening == "ended":
             writer = self._writer(trial.trial_id)
             writer.tags(
                 {"dtr_ray.status": trial.status, "dtr_ray.reason": trial.reason} | self._checkpoint(trial)
             )
             writer.end(_ENDS[trial.status])
+            with_room(self._folder, writer.settle)
             if not writer.num_waiting:
                 # Else a long sweep runs out of file descriptors.
                 self._writers.pop(trial.trial_id).close()
@@ -95,6 +103,9 @@ class RunLog:
             writer.close()
         end = time.monotonic() + timeout_s
         patience_s = _SQLITE_PATIENCE_S if self.tracking_uri.startswith("sqlite:") else _PATIENCE_S
+        if self._state.done_before:
+            self._tracker.close(min(patience_s, timeout_s))
+            self._tracker = self._new_tracker()
         before, waiting = None, self._tracker.pending()
         while waiting and (before is None or waiting < before) and time.monotonic() < end:
             if before is not None:
@@ -115,14 +126,17 @@ class RunLog:
     def _start(self, trial: TrialRecord) -> None:
         resolved = self._config.trial_config(trial.params)
         folder = self._folder / "trials" / trial.trial_id
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "trial.tmp"
-        resolved.save(temporary)
-        temporary.replace(folder / "trial.json")
+        make_folder_durably(folder)
+        resolved.save(folder / "trial.json")
         tags = {"dtr_ray.kind": "trial", "dtr_ray.trial_id": trial.trial_id, "dtr_ray.status": "running"}
         writer = self._writer(trial.trial_id)
         writer.start(trial.trial_id, {**self._versions, **tags}, flatten(resolved.to_dict()), _SWEEP)
         writer.artifact(f"trials/{trial.trial_id}/trial.json")
+        with_room(self._folder, writer.settle)
+
+    def _has_started(self, trial: TrialRecord) -> bool:
+        lines = read_lines(record_path(self._folder, trial.trial_id, "driver"), 0)
+        return any(line.record is not None and line.record["kind"] == "start" for line in lines)
 
     def _has_ended(self, trial: TrialRecord) -> bool:
         lines = read_lines(record_path(self._folder, trial.trial_id, "driver"), 0)

@@ -126,7 +126,9 @@ class Tracker:
         try:
             more = self._ship()
         except Exception as error:  # The server's, the network's, the disk's: none may reach the sweep.
-            if not self._backoff_s:
+            if self._store.has_lost_runs:
+                self._begin_anew()
+            elif not self._backoff_s:
                 reason = _short(str(error))
                 log.warning(
                     "MLflow at %s takes no records now, they wait on disk: %s", self._shown_uri, reason
@@ -138,6 +140,14 @@ class Tracker:
             log.warning("MLflow at %s takes records again", self._shown_uri)
             self._backoff_s = 0.0
         return more
+
+    def _begin_anew(self) -> None:
+        """Sends everything again, to a server that has lost it: what it has nevertheless stays as it is."""
+        log.warning(
+            "MLflow at %s has lost runs of this sweep: all its records are sent again", self._shown_uri
+        )
+        self._positions.forget()
+        self._store.has_lost_runs = False
 
     def _ship(self) -> bool:
         """Sends a portion of every run's new records; returns whether more was left."""
@@ -187,6 +197,7 @@ class Tracker:
             if refused:
                 self._set_aside(run_key, [asdict(entry) for entry, _ in refused], refused[0][1])
         if portion.offsets:
+            self._store.harden()
             self._positions.save(portion.offsets, self._store.run_ids)
             self._store.settled(run_key)
         portion.entries, portion.offsets = [], {}

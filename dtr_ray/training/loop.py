@@ -5,10 +5,11 @@ and the number of workers changes rounding alone (but for an ADM's dropout, whic
 itself).
 """
 
-import json
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,17 +17,19 @@ import torch
 from dtr_ray.config import TrialConfig
 from dtr_ray.config.protocol import differences, protocol_of
 from dtr_ray.data import ImageData
+from dtr_ray.disk import tried
 from dtr_ray.distributed import Group
 from dtr_ray.evaluation.evaluate import Evaluator
 from dtr_ray.training.batches import Batches
+from dtr_ray.training.leaving import LeftError, MustLeave, all_leave, stays
 from dtr_ray.training.prefetch import batches_ahead
-from dtr_ray.training.reports import Report, ReportFile, best_report
+from dtr_ray.training.reports import Report, ReportFile
+from dtr_ray.training.retention import best_and_last, keep, save_checkpoint
 from dtr_ray.training.state import (
     TrainingDivergedError,
     TrainingState,
     checkpoint_folder,
     latest_checkpoint,
-    prune_checkpoints,
 )
 from dtr_ray.training.step import build_step
 
@@ -38,7 +41,16 @@ class Observer:
         """Numbers of a training step; a resumed run repeats those after its checkpoint."""
 
     def progress(self, step: int, phase: str) -> None:
-        """The loop is alive: at every step and every batch of samples; must be cheap."""
+        """The loop is alive, and turns to `phase`; must be cheap.
+
+        "training" comes after each training step, "evaluating" before and after each batch of samples,
+        "checkpointing" before a checkpoint is written.
+        """
+
+    def settle(self) -> None:
+        """All numbers so far are on the disk when this returns: a checkpoint is to be written, after which no
+        run repeats them. Raises OSError where there is no room; it is called again then.
+        """
 
     def evaluated(self, report: Report) -> None:
         """An evaluation is done and on disk, its pictures too; told again if the run was lost right then."""
@@ -54,6 +66,7 @@ def train(
     observer: Observer | None = None,
     start_from: Path | None = None,
     evaluate_untrained: bool = False,
+    must_leave: MustLeave = stays,
 ) -> Generator[Report]:
     """Trains until `training.num_steps`, and yields a report after each evaluation.
 
@@ -69,8 +82,10 @@ def train(
         observer: hears of steps and evaluations; on the main worker alone.
         start_from: checkpoint of another trial to start with, when `folder` has none yet.
         evaluate_untrained: evaluate before the first step too, for a figure to compare with.
+        must_leave: whether this worker is to stop where it is; training, it writes a checkpoint first.
 
     Raises:
+        LeftError: some worker was to leave.
         TrainingDivergedError: on some worker the loss is not finite, or the weights or samples are not.
         ValueError: the workers cannot share a batch evenly, a checkpoint is of another model, or the
             reports there were measured otherwise, such as on other images.
@@ -89,6 +104,8 @@ def train(
         observer.evaluated(known[-1])
     yield from known
     if state.step >= config.training.num_steps and known and known[-1].step == state.step:
+        if group.is_main:
+            keep(config, folder, known, state.saved_step)
         return
     evaluator = Evaluator(config, data, group, device)
     step = build_step(config, state, group)
@@ -102,16 +119,15 @@ def train(
     )
     state.model.train()
     started = time.perf_counter()
-    with batches_ahead(batches, config.training.num_steps) as batch_at:
+    tidy = best_and_last(config, folder, state, known) if group.is_main else nullcontext()
+    with tidy, batches_ahead(batches, config.training.num_steps) as batch_at:
         while True:
             due = _is_evaluation(config, state.step) and (state.step > 0 or evaluate_untrained)
             if due and not (known and known[-1].step == state.step):
-                report = _evaluate(config, data, folder, state, evaluator, observer)
+                observer.progress(state.step, "evaluating")
+                report = _evaluate(config, data, folder, state, evaluator, observer, must_leave)
                 known.append(report)
-                if group.is_main:
-                    reports.append(report)
-                    _keep(folder, state.step, known, config.evaluation.metric)
-                group.wait(device)
+                _on_main(group, device, folder, partial(_book, config, folder, state, reports, known))
                 observer.evaluated(report)
                 yield report
                 started = time.perf_counter()
@@ -121,7 +137,9 @@ def train(
             state.step += 1
             state.route()
             observer.progress(state.step, "training")
-            save = state.step % config.checkpoint_every_steps == 0 or _is_evaluation(config, state.step)
+            leave = all_leave(must_leave, state.step, group, device)
+            due = state.step % config.checkpoint_every_steps == 0 or _is_evaluation(config, state.step)
+            save = due or leave
             record = (
                 state.step % config.training.log_every_steps == 0 or state.step == config.training.num_steps
             )
@@ -132,8 +150,11 @@ def train(
             if record:
                 _record(config, state, observer)
             if save:
-                _save(config, folder, state, group, known)
+                observer.progress(state.step, "checkpointing")
+                _save(config, folder, state, group, known, observer)
                 started = time.perf_counter()
+            if leave:
+                raise LeftError(f"left its machine after step {state.step}, with a checkpoint")
 
 
 def _check_workers(config: TrialConfig, group: Group) -> None:
@@ -159,8 +180,8 @@ def _restore(
     elif start_from is not None:
         state.load(start_from, config)
         state.losses.clear()
-        if group.is_main:
-            state.save(checkpoint_folder(folder, state.step), config)
+        save = partial(state.save, checkpoint_folder(folder, state.step), config)
+        _on_main(group, state.device, folder, save, state.num_bytes)
     group.wait(state.device)
 
 
@@ -210,21 +231,25 @@ def _evaluate(
     state: TrainingState,
     evaluator: Evaluator,
     observer: Observer,
+    must_leave: MustLeave,
 ) -> Report:
     """Samples from the EMA, writes the grid, and makes the report; early ones may be of the proxy."""
     name, proxy = config.evaluation.metric_at(state.step), config.evaluation.is_proxy(state.step)
-    result = evaluator.evaluate(
-        state.ema, on_batch=lambda: observer.progress(state.step, "evaluating"), proxy=proxy
-    )
+
+    def on_batch() -> None:
+        observer.progress(state.step, "evaluating")
+        # The others cannot go on without this worker, and end with it.
+        if must_leave():
+            raise LeftError(f"left its machine in the evaluation of step {state.step}")
+
+    result = evaluator.evaluate(state.ema, on_batch=on_batch, proxy=proxy)
     if not math.isfinite(result.metrics[name]):
         raise TrainingDivergedError(
             f"{name} is {result.metrics[name]} at step {state.step}, since samples are not finite numbers: "
             "lower training.lr, or set training.gradient_clip"
         )
     grid = Path("grids") / f"{state.step:08d}.png"
-    if evaluator.group.is_main:
-        (folder / grid).parent.mkdir(parents=True, exist_ok=True)
-        result.save_grid(folder / grid)
+    _on_main(evaluator.group, state.device, folder, partial(result.save_grid, folder / grid))
     checkpoint = checkpoint_folder(folder, state.step).relative_to(folder).as_posix() if state.step else ""
     seconds = evaluator.group.from_main(state.train_seconds)
     metrics = {**result.metrics, "train_seconds": seconds}
@@ -232,26 +257,37 @@ def _evaluate(
     return Report(state.step, metrics, checkpoint, grid.as_posix(), protocol)
 
 
-def _save(config: TrialConfig, folder: Path, state: TrainingState, group: Group, known: list[Report]) -> None:
+def _save(
+    config: TrialConfig,
+    folder: Path,
+    state: TrainingState,
+    group: Group,
+    known: list[Report],
+    observer: Observer,
+) -> None:
     """Writes a checkpoint, unless its weights are not finite; nobody goes on before it is there."""
     if group.any(not state.is_finite(), state.device):
         raise TrainingDivergedError(
             f"the weights are not finite after step {state.step}: "
             "lower training.lr, or set training.gradient_clip"
         )
-    if group.is_main:
-        state.save(checkpoint_folder(folder, state.step), config)
-        _keep(folder, state.step, known, config.evaluation.metric)
-    group.wait(state.device)
+    _on_main(group, state.device, folder, observer.settle)
+    _on_main(
+        group, state.device, folder, partial(save_checkpoint, config, folder, state, known), state.num_bytes
+    )
 
 
-def _keep(folder: Path, newest_step: int, known: list[Report], metric: str) -> None:
-    """Notes the best report in `best.json`, and removes all checkpoints but the best and the newest."""
-    steps = {newest_step}
-    best = best_report(known, metric)
-    if best is not None:
-        steps.add(best.step)
-        temporary = folder / "best.tmp"
-        temporary.write_text(json.dumps({"step": best.step, metric: best.metrics[metric]}), encoding="utf-8")
-        temporary.replace(folder / "best.json")
-    prune_checkpoints(folder, steps)
+def _book(
+    config: TrialConfig, folder: Path, state: TrainingState, reports: ReportFile, known: list[Report]
+) -> None:
+    """Has the newest report on the disk, and lets go of a checkpoint that is the best no longer."""
+    reports.append(known[-1])
+    keep(config, folder, known, state.saved_step, state.saved_before)
+
+
+def _on_main(
+    group: Group, device: torch.device, folder: Path, write: Callable[[], object], need_bytes: int = 0
+) -> None:
+    """Has the main worker write, and all wait: while the disk is full, in rounds that no time-out ends."""
+    while group.any(group.is_main and not tried(folder, write, need_bytes), device):
+        pass

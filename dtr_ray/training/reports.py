@@ -1,13 +1,13 @@
 """Reports: what an evaluation found, appended to a file the moment it is known."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from dtr_ray.config.errors import ConfigError
 from dtr_ray.config.files import needed, parse_json, read_text
+from dtr_ray.disk import make_folder_durably, write_durably
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,8 @@ class ReportFile:
         Reports of the same and later steps go: they are of a run whose checkpoint was lost.
         """
         kept = [known for known in self.read() if known.step < report.step]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(r)) + "\n" for r in [*kept, report])
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        make_folder_durably(self._path.parent)
+        write_durably(self._path, "".join(json.dumps(asdict(r)) + "\n" for r in [*kept, report]))
 
     @staticmethod
     def _report(line: str, where: str) -> Report:

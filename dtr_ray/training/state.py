@@ -8,7 +8,6 @@ stream, step).
 
 import copy
 import logging
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from dtr_ray.config import TrialConfig
 from dtr_ray.diffusion.balancers import Balancer, build_balancer
 from dtr_ray.diffusion.noise import noise_schedule
+from dtr_ray.disk import make_folder_durably, sync, with_room
 from dtr_ray.models import build_model, set_step
 from dtr_ray.training.checksums import MANIFEST_FILE, find_damage, write_checksums
 
@@ -54,6 +54,10 @@ class TrainingState:
     losses: list[float] = field(default_factory=list)
     """Losses of the whole batches since the last record, `pending` apart."""
     train_seconds: float = 0.0
+    saved_step: int | None = None
+    """Step of the newest checkpoint that this process has written, or read whole."""
+    saved_before: int | None = None
+    """Step of the one before that."""
 
     @classmethod
     def build(cls, config: TrialConfig, device: torch.device) -> Self:
@@ -99,9 +103,36 @@ class TrainingState:
         return bool(torch.stack([weight.isfinite().all() for weight in weights]).all())
 
     def save(self, folder: Path, config: TrialConfig) -> None:
-        """Writes a checkpoint that is either whole or absent, even when the machine stops in between."""
+        """Writes a checkpoint that is either whole or absent, even when the power fails in between.
+
+        Waits while the disk is full, and leaves nothing there meanwhile.
+        """
+        make_folder_durably(folder.parent)
+        with_room(folder.parent, lambda: self._save(folder, config), self.num_bytes)
+        self.saved_before, self.saved_step = self.saved_step, self.step
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of a checkpoint, but for a few KB."""
+        moments = (value for state in self.optimizer.state.values() for value in state.values())
+        modules = [self.model, self.ema, *([] if self.balancer is None else [self.balancer])]
+        weights = (value for module in modules for value in module.state_dict().values())
+        return sum(v.numel() * v.element_size() for v in (*weights, *moments) if isinstance(v, Tensor))
+
+    def _save(self, folder: Path, config: TrialConfig) -> None:
         temporary = _hidden(folder)
         shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            self._write(temporary, config)
+            # There is one only where it was found damaged: training goes on from before it.
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync(folder.parent)
+
+    def _write(self, temporary: Path, config: TrialConfig) -> None:
         temporary.mkdir(parents=True)
         save_file(_contiguous(self.model), temporary / MODEL_FILE)
         save_file(_contiguous(self.ema), temporary / EMA_FILE)
@@ -112,15 +143,13 @@ class TrainingState:
             "losses": self.losses,
             "train_seconds": self.train_seconds,
         }
-        torch.save(training, temporary / TRAINING_FILE)
+        # By Python's own file: PyTorch's says nothing of a disk that is full.
+        with (temporary / TRAINING_FILE).open("wb") as file:
+            torch.save(training, file)
         config.save(temporary / CONFIG_FILE)
         write_checksums(temporary)
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
-        # There is one only where it was found damaged: training goes on from before it.
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-        _sync(folder.parent)
+            sync(path)
 
     def load(self, folder: Path, config: TrialConfig) -> None:
         """Takes over what `save` wrote; learning rates and weight decay stay those of `config`.
@@ -145,6 +174,7 @@ class TrainingState:
         self.losses = training["losses"]
         self.step = training["step"]
         self.train_seconds = training["train_seconds"]
+        self.saved_step = self.step
         self.route()
 
 
@@ -155,11 +185,14 @@ def checkpoint_folder(trial_folder: Path, step: int) -> Path:
 
 def latest_checkpoint(trial_folder: Path) -> Path | None:
     """The newest whole checkpoint of a trial, or None; damaged ones are passed over with a warning."""
-    for folder in reversed(_checkpoints(trial_folder)):
+    found = _checkpoints(trial_folder)
+    for folder in reversed(found):
         damage = _damage(folder)
         if damage is None:
             return folder
         _log.warning("the checkpoint %s is damaged (%s): going back to the one before it", folder, damage)
+    if found:
+        _log.warning("no checkpoint of %s is whole: it is trained again from its first step", trial_folder)
     return None
 
 
@@ -208,11 +241,3 @@ def _check_same_model(checkpoint: Path, config: TrialConfig) -> None:
 
 def _contiguous(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().contiguous() for name, value in module.state_dict().items()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,18 +12,30 @@ from mlflow import MlflowClient
 from PIL import Image
 from service.mlflow_server import MlflowServer, free_port
 from tiny_sweeps import METRIC, TIMES, Finished, attempts, folder_of, read_json, records, tiny_sweep
+from tiny_trials import size_of
 
 from dtr_ray.config import SweepConfig, TrialConfig, flatten
 from dtr_ray.config.protocol import describe
 from dtr_ray.models.routing import dtr_mask
 from dtr_ray.service.pictures import draw_mask
+from dtr_ray.service.storage import storage_of
 from dtr_ray.service.sweep import run_sweep
+from dtr_ray.training.retention import LASTING
 from dtr_ray.training.state import find_damage
 
 
 @pytest.fixture
 def client(finished_sweep: Finished) -> MlflowClient:
     return MlflowClient(tracking_uri=finished_sweep.outcome.tracking_uri)
+
+
+def test_the_folder_holds_no_more_than_the_plan_has_told(finished_sweep: Finished):
+    folder, told = finished_sweep.folder, storage_of(finished_sweep.config, 2)
+    for trial in (folder / "trials").iterdir():
+        checkpoints = list((trial / "checkpoints").iterdir())
+        assert 1 <= len(checkpoints) <= LASTING
+        assert max(map(size_of, checkpoints)) <= told.checkpoint
+    assert size_of(folder) <= told.total
 
 
 def test_best_json_has_the_documented_keys_and_leads_to_a_whole_checkpoint(finished_sweep: Finished):

@@ -493,3 +493,65 @@ def test_the_command_to_look_at_the_runs_is_one_to_type():
     )
     assert ui_command("sqlite:////my data/m.db") == "mlflow ui --backend-store-uri 'sqlite:////my data/m.db'"
     assert ui_command("http://mlflow:5000") == "http://mlflow:5000"
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_back_with_an_empty_database_is_told_everything_again(
+    folder, server, tmp_path, empty_database, caplog
+):
+    start_sweep(folder, trials=3)
+    (folder / "grid.png").write_bytes(b"png")
+    with writer(folder, "t0001") as worker:
+        worker.artifact("grid.png", "samples")
+    for number in range(3):
+        write_steps(folder, f"t{number:04}", 0, 500)
+    with writer(folder, "t0000", "driver") as ended:
+        ended.tags({"dtr_ray.status": "completed"})
+        ended.end("FINISHED")
+    server.start()
+    server.wait()
+    tracker = Tracker(folder, server.uri, EXPERIMENT, SWEEP_ID, poll_s=0.05, max_backoff_s=1.0)
+    tracker.start()
+    wait_for(lambda: tracker.pending() == 0)
+    before = runs(server.uri)
+    server.kill()
+    shutil.copyfile(empty_database, tmp_path / "server.db")
+    shutil.rmtree(tmp_path / "artifacts")
+    server.start()
+    server.wait()
+    write_steps(folder, "t0002", 500, 600)
+    wait_for(lambda: tracker.run_id("t0000") not in (None, before["t0000"].info.run_id))
+    assert tracker.close(60.0) == 0
+    found = runs(server.uri)
+    assert sorted(found) == ["sweep", "t0000", "t0001", "t0002"]
+    ids = {key: run.info.run_id for key, run in found.items()}
+    assert set(ids.values()).isdisjoint(run.info.run_id for run in before.values())
+    for number, steps in enumerate((500, 500, 600)):
+        assert history(server.uri, ids[f"t{number:04}"]) == list(range(steps))
+        assert found[f"t{number:04}"].data.params == {"routing.alpha": str(number)}
+        assert found[f"t{number:04}"].data.tags["mlflow.parentRunId"] == ids["sweep"]
+    assert found["t0000"].info.status == "FINISHED"
+    assert found["t0000"].data.tags["dtr_ray.status"] == "completed"
+    assert [a.path for a in client(server.uri).list_artifacts(ids["t0001"], "samples")] == [
+        "samples/grid.png"
+    ]
+    assert caplog.text.count("all its records are sent again") == 1
+
+
+def test_a_database_that_was_emptied_after_the_sweep_is_told_everything_again(
+    folder, uri, tmp_path, empty_database
+):
+    start_sweep(folder, trials=2)
+    write_steps(folder, "t0001", 0, 50)
+    ship(folder, uri)
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    tracker = ship(folder, uri)
+    assert sorted(runs(uri)) == ["sweep", "t0000", "t0001"]
+    assert history(uri, tracker.run_id("t0001")) == list(range(50))
+
+
+def wait_for(condition, timeout_s: float = 30.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)

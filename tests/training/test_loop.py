@@ -38,7 +38,17 @@ from dtr_ray.models.dit import DiT
 from dtr_ray.training import Report, TrainingDivergedError, latest_checkpoint, train
 from dtr_ray.training.batches import Batch
 from dtr_ray.training.reports import ReportFile
-from dtr_ray.training.state import MODEL_FILE, TRAINING_FILE, TrainingState, checkpoint_folder, find_damage
+from dtr_ray.training.retention import MOST
+from dtr_ray.training.state import (
+    CONFIG_FILE,
+    EMA_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    TRAINING_FILE,
+    TrainingState,
+    checkpoint_folder,
+    find_damage,
+)
 from dtr_ray.training.step import build_step
 
 CPU = torch.device("cpu")
@@ -201,7 +211,10 @@ def test_a_caller_that_was_lost_gets_the_same_reports_again(tmp_path: Path):
     assert observer.steps == []
 
 
-@pytest.mark.parametrize("file", [MODEL_FILE, TRAINING_FILE])
+_SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in (EMA_FILE, CONFIG_FILE, MANIFEST_FILE)]
+
+
+@pytest.mark.parametrize("file", [MODEL_FILE, TRAINING_FILE, *_SLOW])
 def test_a_damaged_checkpoint_is_trained_again_from_the_one_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str
 ):
@@ -214,10 +227,11 @@ def test_a_damaged_checkpoint_is_trained_again_from_the_one_before(
     earlier = train(config, tmp_path / "earlier", digits(config))
     next(earlier)
     earlier.close()
-    # Whichever of the two was the better one: now both are there.
+    # The one before goes when a trial is stopped; one that is killed has it still.
     before = checkpoint_folder(tmp_path / "damaged", 2)
     shutil.copytree(checkpoint_folder(tmp_path / "earlier", 2), before, dirs_exist_ok=True)
-    (newest / file).write_bytes((newest / file).read_bytes()[:1000])
+    content = (newest / file).read_bytes()
+    (newest / file).write_bytes(content[: min(1000, len(content) // 2)])
     with caplog.at_level(logging.WARNING):
         reports, observer = run(config, tmp_path / "damaged")
     assert f"{newest} is damaged" in caplog.text
@@ -227,7 +241,25 @@ def test_a_damaged_checkpoint_is_trained_again_from_the_one_before(
     assert_same(config, tmp_path / "whole", tmp_path / "damaged")
 
 
-def test_the_best_and_the_newest_checkpoint_are_kept_and_no_others(tmp_path: Path):
+def test_without_a_whole_checkpoint_a_trial_is_trained_again_from_its_first_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    config = tiny_config(training__num_steps=4, evaluation__every_steps=2)
+    expected, _ = run(config, tmp_path)
+    for step in checkpoints_of(tmp_path):
+        model = checkpoint_folder(tmp_path, step) / MODEL_FILE
+        content = bytearray(model.read_bytes())
+        content[-1] ^= 1
+        model.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        reports, observer = run(config, tmp_path)
+    assert f"no checkpoint of {tmp_path} is whole" in caplog.text
+    assert observer.steps == [1, 2, 3, 4]
+    assert distances(reports) == distances(expected)
+    assert [r.step for r in ReportFile(tmp_path / "reports.jsonl").read()] == [2, 4]
+
+
+def test_the_best_and_the_newest_checkpoint_are_kept_and_the_one_before_while_it_trains(tmp_path: Path):
     # At this rate the distance goes up and down.
     config = tiny_config(
         training__num_steps=12,
@@ -242,13 +274,43 @@ def test_the_best_and_the_newest_checkpoint_are_kept_and_no_others(tmp_path: Pat
         seen.append(report)
         best = min(seen, key=lambda known: known.metrics[METRIC])
         bests.add(best.step)
-        assert checkpoints_of(tmp_path) == sorted({best.step, report.step})
+        assert checkpoints_of(tmp_path) == sorted({best.step, report.step - 1, report.step})
         assert json.loads((tmp_path / "best.json").read_text())["step"] == best.step
         for known in (best, report):
             assert find_damage(tmp_path / known.checkpoint) is None
             assert (tmp_path / known.grid).stat().st_size > 0
     assert len(bests) > 1
     assert len(bests) < len(seen)
+    assert checkpoints_of(tmp_path) == sorted({best.step, 12})
+
+
+def test_a_trial_that_is_stopped_keeps_the_best_and_the_last_checkpoint(tmp_path: Path):
+    config = tiny_config(training__checkpoint_every_steps=1, evaluation__every_steps=2)
+    reports = train(config, tmp_path, digits(config))
+    next(reports)
+    last = next(reports)
+    assert checkpoints_of(tmp_path)[-2:] == [3, 4]
+    reports.close()
+    best = json.loads((tmp_path / "best.json").read_text())["step"]
+    assert checkpoints_of(tmp_path) == sorted({best, last.step})
+
+
+def test_never_more_than_three_checkpoints_are_on_the_disk_and_never_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = tiny_config(training__num_steps=8, training__checkpoint_every_steps=1, evaluation__every_steps=2)
+    seen: list[list[int]] = []
+    write = TrainingState._write
+
+    def look(state: TrainingState, folder: Path, config: TrialConfig) -> None:
+        write(state, folder, config)
+        seen.append(checkpoints_of(tmp_path))
+
+    monkeypatch.setattr(TrainingState, "_write", look)
+    list(train(config, tmp_path, digits(config)))
+    # With the one that has just been written beside them.
+    assert max(map(len, seen)) <= MOST - 1
+    assert all(step - 1 in kept for step, kept in enumerate(seen[1:], 2))
 
 
 def test_evaluations_are_at_multiples_and_at_the_last_step(tmp_path: Path):
