@@ -76,8 +76,9 @@ def records(folder: Path) -> dict[str, TrialRecord]:
 
 
 def timeless(record: TrialRecord) -> dict[str, Any]:
-    """A trial without the times that it took."""
-    values = {k: v for k, v in vars(record).items() if k != "wall_s"}
+    """A trial without the times that it took, and how often its process died."""
+    leave_out = ("wall_s", "retries", "moves", "retry_reason")
+    values = {k: v for k, v in vars(record).items() if k not in leave_out}
     reports = {s: {k: v for k, v in m.items() if k not in TIMES} for s, m in record.reports.items()}
     return {**values, "reports": reports}
 

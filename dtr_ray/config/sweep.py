@@ -91,6 +91,9 @@ class ResourcesConfig(Config):
     """What one trial takes from the cluster."""
 
     workers_per_trial: Positive = 1
+    min_workers_per_trial: Positive | None = None
+    """A trial goes on with so few of its workers where the cluster has lost machines; the batch stays what it
+    is. Default: it waits until there is room for all of them."""
     cpus_per_worker: Positive = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """A whole number, or a fraction below 1 to share a GPU between one-worker trials."""
@@ -114,7 +117,15 @@ class ResourcesConfig(Config):
         if gpus % 1 and workers > 1:
             rule = f"{shown(gpus)} shares a GPU, which only trials of one worker can; this has {workers}"
             raise broken("gpus_per_worker", rule, "workers_per_trial")
+        if self.least_workers > workers:
+            rule = f"{self.least_workers} is more than workers_per_trial {workers}"
+            raise broken("min_workers_per_trial", rule, "workers_per_trial")
         return self
+
+    @property
+    def least_workers(self) -> int:
+        """Workers that a trial can go on with."""
+        return self.min_workers_per_trial or self.workers_per_trial
 
     @property
     def uses_train(self) -> bool:
@@ -139,6 +150,11 @@ class FailuresConfig(Config):
     """Times that a trial whose process died goes on from its checkpoint; its own errors are not retried."""
     stall_timeout_s: PositiveFloat = 1800.0
     """The sweep ends with a message when no trial makes a step for so long."""
+    hang_factor: Annotated[float, Field(gt=1)] = 10.0
+    """A trial that gives no sign of life for so many times the longest time that it, or another on its host,
+    took in the same phase has its processes ended and is retried; `stall_timeout_s` where none is known."""
+    hang_timeout_s: PositiveFloat = 300.0
+    """No trial is held to hang before so long."""
 
 
 class TrackingConfig(Config):

@@ -111,6 +111,10 @@ def _trial_problems(sweep: "SweepConfig", trial: TrialConfig) -> Iterator[Proble
     if batch_size % workers:
         rule = f"{workers} workers do not divide trial.training.batch_size {batch_size}"
         yield Problem(("resources", "workers_per_trial"), rule, (("trial", "training", "batch_size"),))
+    least = sweep.resources.least_workers
+    if least < workers and batch_size % least:
+        rule = f"{least} workers do not divide trial.training.batch_size {batch_size}"
+        yield Problem(("resources", "min_workers_per_trial"), rule, (("trial", "training", "batch_size"),))
 
 
 def _protocol_problems(sweep: "SweepConfig", trial: TrialConfig) -> Iterator[Problem]:

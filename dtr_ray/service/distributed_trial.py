@@ -19,13 +19,17 @@ import torch.distributed
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dtr_ray import log_lines
 from dtr_ray.config import TrialConfig
 from dtr_ray.config.sweep import ResourcesConfig
 from dtr_ray.distributed import Group
+from dtr_ray.service.draining import draining, own_node
+from dtr_ray.service.elastic import for_workers
 from dtr_ray.service.worker import enter, release_memory, run_worker
 from dtr_ray.training import Report
+from dtr_ray.training.leaving import LeftError
 
 _POLL_S = 1.0
 _STOP_TIMEOUT_S = 120.0
@@ -72,11 +76,24 @@ class Workers:
     After an error they are gone, and `usable` is false.
     """
 
-    def __init__(self, name: str, folder: Path, resources: ResourcesConfig) -> None:
-        """Starts them; `folder` is for what Ray Train writes, `name` its own in there."""
-        self._gate = Gate.remote()  # type: ignore[attr-defined]
+    def __init__(
+        self, name: str, folder: Path, resources: ResourcesConfig, num_workers: int | None = None
+    ) -> None:
+        """Starts them, fewer (`num_workers`) than the resources say where there is no room for more.
+
+        `folder` is for what Ray Train writes, `name` its own in there.
+        """
+        self._full = resources.workers_per_trial
+        self.num_workers = num_workers or self._full
+        # Beside this process: then both are lost together, or neither.
+        here = NodeAffinitySchedulingStrategy(own_node(), soft=True)
+        self._gate = Gate.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         settings = {"gate": self._gate, "use_gpu": bool(resources.gpus_per_worker)}
-        self._fit = _Fit(_trainer(name, folder, settings, resources), name=f"ray-train-{name}", daemon=True)
+        self._fit = _Fit(
+            _trainer(name, folder, settings, resources, self.num_workers),
+            name=f"ray-train-{name}",
+            daemon=True,
+        )
         self._fit.start()
         self._free = False
 
@@ -102,7 +119,7 @@ class Workers:
         Raises what a worker's training raised, or WorkersLostError.
         """
         settings = {
-            "config": config.to_dict(),
+            "config": for_workers(config, self.num_workers, self._full).to_dict(),
             "sweep_folder": str(sweep_folder),
             "working_folder": str(Path.cwd()),
             "log_format": log_lines.chosen(None),
@@ -110,6 +127,8 @@ class Workers:
             "start_from": None if start_from is None else str(start_from),
             "evaluate_untrained": evaluate_untrained,
             "weights": list(weights),
+            # Without the process that waits for the reports the workers are lost.
+            "depends_on": [own_node()],
         }
         self._wait_free()
         self._free = False
@@ -139,7 +158,7 @@ class Workers:
     def _wait_free(self) -> None:
         """Waits for workers that have just been started, or stopped."""
         while not self._free:
-            self._free = "report" not in self._next_message()
+            self._free = "report" not in self._next_message(may_leave=True)
 
     def _exchange(self, order: Message) -> Message:
         self._order(order)
@@ -148,8 +167,11 @@ class Workers:
     def _order(self, order: Message) -> None:
         ray.get(self._gate.order.remote(order))
 
-    def _next_message(self) -> Message:
+    def _next_message(self, *, may_leave: bool = False) -> Message:
+        """`may_leave`: no worker trains, so that none would see that this machine is to go."""
         while True:
+            if may_leave and draining([own_node()]):
+                raise LeftError("its machine is to go")
             message: Message | None = ray.get(self._gate.next_message.remote(_POLL_S))
             if message is not None:
                 return message
@@ -208,23 +230,23 @@ class _Fit(threading.Thread):
         """The training's own error among what the workers raised, if there is one."""
         error = self.error
         failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
-        own = [failure for failure in failures if not (_is_ray_error(failure) or _is_of_a_lost_peer(failure))]
+        own = [failure for failure in failures if not _is_of_others(failure)]
+        own.sort(key=lambda failure: not isinstance(failure, LeftError))
         return own[0] if own else WorkersLostError(str(failures[0] if failures else error))
 
 
-def _is_ray_error(error: BaseException) -> bool:
-    return type(error).__module__.partition(".")[0] == "ray"
-
-
-def _is_of_a_lost_peer(error: BaseException) -> bool:
-    """Whether this worker stopped because another one was gone."""
-    if isinstance(error, torch.distributed.DistError):
+def _is_of_others(error: BaseException) -> bool:
+    """Whether the worker is gone, or stopped because another one was."""
+    is_of_ray = type(error).__module__.partition(".")[0] == "ray"
+    if is_of_ray or isinstance(error, torch.distributed.DistError):
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("gloo" in text or "by peer" in text)
 
 
-def _trainer(name: str, folder: Path, settings: dict[str, Any], resources: ResourcesConfig) -> TorchTrainer:
+def _trainer(
+    name: str, folder: Path, settings: dict[str, Any], resources: ResourcesConfig, num_workers: int
+) -> TorchTrainer:
     need: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         need["GPU"] = resources.gpus_per_worker
@@ -232,7 +254,7 @@ def _trainer(name: str, folder: Path, settings: dict[str, Any], resources: Resou
         _work,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=resources.workers_per_trial,
+            num_workers=num_workers,
             use_gpu=bool(resources.gpus_per_worker),
             resources_per_worker=need,
             placement_strategy="PACK",
@@ -265,6 +287,7 @@ def _work(settings: dict[str, Any]) -> None:
             start_from=Path(task["start_from"]) if task["start_from"] else None,
             evaluate_untrained=task["evaluate_untrained"],
             weights=task["weights"],
+            depends_on=task["depends_on"],
         )
         with closing(reports):
             for report in reports:

@@ -5,17 +5,18 @@ The same code serves a trial in its own Tune process and every worker of a Ray T
 
 import functools
 import gc
+import io
 import logging
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
-from dtr_ray import log_lines
+from dtr_ray import disk, log_lines
 from dtr_ray.cache import cache_dir
 from dtr_ray.config import DataConfig, TrialConfig
 from dtr_ray.data import ImageData, load_images
@@ -23,10 +24,13 @@ from dtr_ray.distributed import Group
 from dtr_ray.models.router import Router
 from dtr_ray.search.provenance import environment
 from dtr_ray.service.attempts import AttemptLog
+from dtr_ray.service.draining import leaves_with, own_node
 from dtr_ray.service.metrics import TrialMetrics, sweep_of
 from dtr_ray.service.pictures import draw_mask
+from dtr_ray.service.processes import enlist
 from dtr_ray.service.records import RecordWriter, record_path
 from dtr_ray.training import Observer, Report, train
+from dtr_ray.training.leaving import LeftError, MustLeave
 from dtr_ray.weights.finding import Weights, find, required_weights
 from dtr_ray.weights.offline import offline
 
@@ -49,12 +53,13 @@ class FileObserver(Observer):
         self._records = RecordWriter(record_path(sweep_folder, trial_id, "worker"))
         self._prefix = trial_folder.relative_to(sweep_folder).as_posix()
         self._attempt = AttemptLog(trial_folder)
+        self._step = 0
         sweep, number = sweep_of(sweep_folder), self._attempt.number
         self._metric_at = config.evaluation.metric_at
         self._exported = TrialMetrics(sweep, trial_id, config.training.batch_size, number)
         log_lines.always(sweep=sweep, trial=trial_id, step=None)
         log.info("attempt %d begins", number)
-        self._records.tags(environment())
+        self._records.tags(environment() | {"dtr_ray.workers": str(Group.current().world_size)})
         if _write_mask(config, trial_folder / MASK_FILE):
             self._records.artifact(f"{self._prefix}/{MASK_FILE}")
 
@@ -64,9 +69,26 @@ class FileObserver(Observer):
 
     def progress(self, step: int, phase: str) -> None:
         """Gives a sign of life."""
-        self._attempt.tell(step, phase)
+        self._step = step
+        if phase == "training":
+            self._attempt.made(step)
+        else:
+            self._attempt.tell(step, phase)
         self._exported.progress(step)
         log_lines.always(step=step)
+
+    def waits_for_disk(self) -> None:
+        """Gives a sign of life while there is no room to write."""
+        self._attempt.tell(self._step, disk.WAITING)
+
+    def settle(self) -> None:
+        """Has records and steps on the disk."""
+        self._records.settle()
+        self._attempt.sync()
+
+    def goes_on(self, step: int) -> None:
+        """The sweep has the report of this step, and lets the trial go on."""
+        self._attempt.tell(step, "training")
 
     def evaluated(self, report: Report) -> None:
         """Records an evaluation's numbers and its sample grid."""
@@ -132,16 +154,22 @@ def run_worker(
     start_from: Path | None = None,
     evaluate_untrained: bool = False,
     weights: Sequence[Mapping[str, Any]] = (),
+    depends_on: Sequence[str] = (),
 ) -> Generator[Report]:
     """Trains one trial as this worker of its group, yielding its reports; downloads nothing meanwhile.
 
     `weights` are the pretrained ones that it needs, with their commits; default: as its configuration says.
-    A machine that has joined later fetches them now.
+    A machine that has joined later fetches them now. `depends_on`: Ray's ids of further machines that it
+    cannot go on without.
+
+    Raises LeftError where its machine, or one of those, is to go; after a checkpoint, if it trains.
     """
     needed = [Weights(**one) for one in weights] or required_weights(config.data, config.evaluation)
     for one in needed:
         find(one)
-    with offline():
+    with offline(), leaves_with({own_node(), *depends_on}) as must_leave:
+        if must_leave():
+            raise LeftError("its machine is to go")
         yield from _run_offline(
             config,
             sweep_folder,
@@ -149,6 +177,7 @@ def run_worker(
             use_gpu=use_gpu,
             start_from=start_from,
             evaluate_untrained=evaluate_untrained,
+            must_leave=must_leave,
         )
 
 
@@ -160,11 +189,11 @@ def _run_offline(
     use_gpu: bool,
     start_from: Path | None,
     evaluate_untrained: bool,
+    must_leave: MustLeave,
 ) -> Generator[Report]:
     folder = sweep_folder / "trials" / trial_id
     group = Group.current()
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if threads:
+    if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
     run = functools.partial(
         _train,
@@ -174,17 +203,30 @@ def _run_offline(
         device=device_of_worker(use_gpu),
         start_from=start_from,
         evaluate_untrained=evaluate_untrained,
+        must_leave=must_leave,
     )
     if not group.is_main:
+        enlist(folder, f"worker{group.rank}")
         yield from run()
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    disk.make_folder_durably(folder)
     with sole_owner(folder):
+        enlist(folder, "worker0")
         observer = FileObserver(config, sweep_folder, trial_id, folder)
         try:
-            yield from run(observer=observer)
+            with disk.tells(observer.waits_for_disk):
+                yield from _told(run(observer=observer), observer)
         finally:
             observer.close()
+
+
+def _told(reports: Generator[Report], observer: FileObserver) -> Generator[Report]:
+    """The reports; tells when the trial waits for what the sweep says to one."""
+    with closing(reports):
+        for report in reports:
+            observer.progress(report.step, "waiting")
+            yield report
+            observer.goes_on(report.step)
 
 
 def _train(config: TrialConfig, folder: Path, **kwargs: Any) -> Generator[Report]:
@@ -208,7 +250,7 @@ def _write_mask(config: TrialConfig, path: Path) -> bool:
         if mask is None:
             return False
         mask = mask if mask.ndim == 2 else mask[-1]
-        temporary = path.with_suffix(".tmp.png")
-        draw_mask(mask.numpy()).save(temporary)
-        temporary.replace(path)
+        picture = io.BytesIO()
+        draw_mask(mask.numpy()).save(picture, "PNG")
+        disk.write_durably(path, picture.getvalue())
     return True
