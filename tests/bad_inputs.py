@@ -314,6 +314,7 @@ def cases() -> list[Case]:
         *_image_cases(),
         *_archive_cases(),
         *_environment_cases(),
+        *_address_cases(),
         *_option_cases(),
     ]
     names = [case.name for case in found]
@@ -1098,6 +1099,26 @@ def _environment_cases() -> Iterator[Case]:
             )
     for value in ("yaml", "JSON ", "\x01"):
         yield _env(f"DTR_RAY_LOG={value!r}", {"DTR_RAY_LOG": value}, DRY, needs, "DTR_RAY_LOG")
+
+
+def _address_cases() -> Iterator[Case]:
+    addresses = (
+        "nonsense",
+        "http://",
+        "http://127.0.0.1:99999",
+        "http://[::bad",
+        "http://user:hunter2-secret@127.0.0.1:1",
+        "ray://nowhere.invalid:10001",
+        "127.0.0.1:1",
+        "local",
+        "\x01",
+    )
+    for value in addresses:
+        words = ("sweep", "--list", "--address", value)
+        says = ("ADDRESS", "--address", "does not answer")
+        yield _env(f"--address {value!r}", {}, words, (), *says, slow=value != "nonsense")
+        given = {"RAY_API_SERVER_ADDRESS": value}
+        yield _env(f"RAY_API_SERVER_ADDRESS={value!r}", given, words[:2], (), *says, slow=True)
 
 
 def _option_cases() -> Iterator[Case]:

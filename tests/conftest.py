@@ -1,6 +1,7 @@
 """What all tests share: quiet, offline, single-threaded libraries, one cache, at most one Ray instance."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ os.environ.update(
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     MPLBACKEND="Agg",
 )
+# A submitted sweep is run by the `python` of the path, as it is in an activated environment.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 # Tests neither join a cluster nor write to a server that the developer's shell names.
 for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
     os.environ.pop(_name, None)
@@ -26,20 +29,25 @@ for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
 
 _WITH_RAY = frozenset(
     {
+        "service/test_claims.py",
         "service/test_cluster.py",
+        "service/test_disk_full.py",
         "service/test_display.py",
         "service/test_doctor.py",
+        "service/test_empty_server.py",
         "service/test_fetching.py",
         "service/test_kill.py",
         "service/test_log_format.py",
         "service/test_metrics.py",
         "service/test_parts.py",
         "service/test_placement.py",
+        "service/test_power.py",
         "service/test_prepared_sweep.py",
         "service/test_preparing.py",
         "service/test_proxies.py",
         "service/test_results.py",
         "service/test_resume.py",
+        "service/test_submission.py",
         "service/test_sweep.py",
         "service/test_working_folder.py",
         "test_analyze.py",

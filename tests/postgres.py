@@ -6,6 +6,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from service.mlflow_server import free_port
@@ -18,7 +19,10 @@ USER = "dtr_ray"
 class Postgres:
     """One server on a loopback port, which asks for a password; it never runs as root."""
 
-    def __init__(self) -> None:
+    def __init__(self, enter: Sequence[str] = (), host: str = "127.0.0.1") -> None:
+        """`enter`: a command that runs another in the network where `host` is its address."""
+        self._enter = [*enter]
+        self.host = host
         # The user postgres may enter no folder of pytest's.
         self.folder = Path(tempfile.mkdtemp(prefix="dtr-ray-postgres-"))
         self.port = free_port()
@@ -30,6 +34,9 @@ class Postgres:
                 shutil.chown(path, "postgres", "postgres")
         arguments = ["-D", self._data, "-U", USER, "-A", "scram-sha-256", f"--pwfile={secret}", "--no-sync"]
         self._run("initdb", *arguments)
+        if host != "127.0.0.1":
+            with (self._data / "pg_hba.conf").open("a") as file:
+                file.write("host all all all scram-sha-256\n")
 
     @property
     def _data(self) -> Path:
@@ -37,11 +44,15 @@ class Postgres:
 
     def url(self, database: str, password: str | None = PASSWORD, scheme: str = "postgresql") -> str:
         user = USER if password is None else f"{USER}:{password}"
-        return f"{scheme}://{user}@127.0.0.1:{self.port}/{database}"
+        return f"{scheme}://{user}@{self.host}:{self.port}/{database}"
+
+    def local_url(self, database: str) -> str:
+        """The same through its socket: from this host, whatever network it is in."""
+        return f"postgresql+psycopg2://{USER}:{PASSWORD}@/{database}?host={self.folder}&port={self.port}"
 
     def start(self) -> None:
         options = (
-            f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories={self.folder}"
+            f"-c listen_addresses={self.host} -c port={self.port} -c unix_socket_directories={self.folder}"
         )
         # A test's machine loses no power, and its disk may be slow.
         self._run("pg_ctl", "-D", self._data, "-w", "-l", self.folder / "log", "-o", f"{options} -F", "start")
@@ -76,7 +87,7 @@ class Postgres:
         command = [
             BINARIES / "psql",
             "-h",
-            "127.0.0.1",
+            self.folder,
             "-p",
             str(self.port),
             "-U",
@@ -101,8 +112,8 @@ class Postgres:
 
     def _run(self, program: str, *arguments: object) -> None:
         assert BINARIES is not None
-        become = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-        command = [*(become if os.geteuid() == 0 else []), str(BINARIES / program), *map(str, arguments)]
+        become = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] * (os.geteuid() == 0)
+        command = [*self._enter, *become, str(BINARIES / program), *map(str, arguments)]
         # Its server inherits the pipes of who starts it, and would keep a reader waiting.
         done = subprocess.run(
             command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False

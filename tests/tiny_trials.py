@@ -69,6 +69,11 @@ def batches_of(
     )
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 class Recorder(Observer):
     """Keeps all that the loop tells; speeds and seconds apart, which are never the same twice."""
 

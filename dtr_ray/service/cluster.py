@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from dtr_ray.config.sweep import ResourcesConfig
 
 _OBJECT_STORE_BYTES = 200_000_000
 _CONNECT_TIMEOUT_S = 10.0
+_OFFER_S = 20.0
 _HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]")
+_MEND = "set RAY_ADDRESS to one that is up, or unset it and type `ray stop` to start one here"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def connect(*, dashboard: bool) -> None:
         # Whoever reaches it may submit code.
         settings["dashboard_host"] = "127.0.0.1"
     else:
-        _check_answers(str(address))
+        check_answers(str(address))
     with _interruptible():
         try:
             ray.init(**settings)
@@ -91,32 +94,33 @@ def kill_own_processes() -> None:
             descendant.kill()
 
 
-def _check_answers(address: str) -> None:
-    """Knocks at HOST:PORT; Ray itself would try for minutes, and end the process."""
+def check_answers(address: str, name: str = "RAY_ADDRESS", mend: str = _MEND) -> None:
+    """Knocks at HOST:PORT; Ray itself would try for minutes, and end the process.
+
+    Raises ValueError, which says where the address is from (`name`) and what to do (`mend`).
+    """
     if address == "auto":
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not _HOST.fullmatch(host) or not (port.isdecimal() and 0 < int(port) < 2**16):
         raise ValueError(
-            f"RAY_ADDRESS {address!r:.200} is no address of a cluster: give HOST:PORT, ray://HOST:PORT, "
+            f"{name} {address!r:.200} is no address of a cluster: give HOST:PORT, ray://HOST:PORT, "
             "`auto`, or `local` to start one here"
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as error:
-        raise ValueError(
-            f"the Ray cluster at {address} does not answer ({error}): set RAY_ADDRESS to one that is up, or "
-            "unset it and type `ray stop` to start one here"
-        ) from error
+        raise ValueError(f"the Ray cluster at {address} does not answer ({error}): {mend}") from error
 
 
 def nodes() -> list[Node]:
-    """The machines that are up, by what they offer."""
-    return [
-        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+    """The machines that are up, by what they offer; one that has just come up says it a moment later."""
+    end = time.monotonic() + _OFFER_S
+    while True:
+        offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if all(offers) or time.monotonic() > end:
+            return [Node(offer.get("CPU", 0.0), offer.get("GPU", 0.0)) for offer in offers]
+        time.sleep(0.1)
 
 
 def local_nodes() -> list[Node]:
@@ -135,9 +139,8 @@ def num_concurrent_trials(resources: ResourcesConfig, machines: Sequence[Node]) 
     if resources.autoscaling:
         assert resources.max_concurrent is not None
         return resources.max_concurrent
-    need_cpus, need_gpus = resources.cpus_per_worker, resources.gpus_per_worker
-    workers = sum(_workers_on(machine, need_cpus, need_gpus) for machine in machines)
-    fit = workers // resources.workers_per_trial
+    workers = sum(workers_on(machine, resources) for machine in machines)
+    fit = workers // resources.workers_per_trial or int(workers >= resources.least_workers)
     if fit == 0:
         raise TooSmallError(
             f"one trial needs {describe(resources)}, but the cluster has room for {workers} such "
@@ -162,7 +165,9 @@ def describe_nodes(machines: Sequence[Node]) -> str:
     return ", ".join(f"{n} x ({m.cpus:g} CPU, {m.gpus:g} GPU)" for m, n in kinds.items()) or "no machine"
 
 
-def _workers_on(machine: Node, need_cpus: float, need_gpus: float) -> int:
+def workers_on(machine: Node, resources: ResourcesConfig) -> int:
+    """How many workers of a trial a machine has room for."""
+    need_cpus, need_gpus = resources.cpus_per_worker, resources.gpus_per_worker
     by_gpu = math.inf
     if need_gpus >= 1:
         by_gpu = machine.gpus // need_gpus

@@ -130,11 +130,11 @@ def _fit(state: SweepState, num_concurrent: int, run_log: RunLog) -> float:
     from dtr_ray.service.metrics import exported
     from dtr_ray.service.tuning import run_trials
 
-    started = time.monotonic()
-    with Display(state) as display, watchdog(state, state.config.failures.stall_timeout_s):
+    started, hung = time.monotonic(), dict[str, str]()
+    with Display(state) as display, watchdog(state, hung):
         state.listeners.append(display)
         with exported(state, run_log.records_waiting):
-            run_trials(state.config, state, num_concurrent)
+            run_trials(state.config, state, num_concurrent, hung)
     return time.monotonic() - started
 
 

@@ -120,17 +120,33 @@ class Lan:
             )
         for name in names:
             self._boot(name)
-        switch = self.machines[names[0]]
+        switch = self.switch
         switch.run(f"ip link add lan type bridge && ip address add {self.addresses[switch.name]}/24 dev lan")
         switch.run("ip link set lan up")
         for name in names[1:]:
             self._wire(switch, self.machines[name])
         for name in names:
-            (self.scratch / f"{name}.wired").touch()
-        for machine in self.machines.values():
-            machine.run(
-                "until (: < /dev/tcp/127.0.0.1/22) 2> /dev/null; do sleep 0.1; done", timeout=_START_S
-            )
+            self._wait_up(name)
+
+    @property
+    def switch(self) -> Machine:
+        """The machine at which all cables end, each at a port of the other machine's name."""
+        return next(iter(self.machines.values()))
+
+    def power_on(self, name: str) -> None:
+        """Boots a machine again after its `power_off`: empty but for what is shared; not the switch."""
+        for mark in ("ready", "wired"):
+            (self.scratch / f"{name}.{mark}").unlink()
+        # The kernel takes a while to clear the old machine's network away.
+        self.switch.run(f"ip link delete {name}", check=False)
+        self._boot(name)
+        self._wire(self.switch, self.machines[name])
+        self._wait_up(name)
+
+    def _wait_up(self, name: str) -> None:
+        (self.scratch / f"{name}.wired").touch()
+        up = "until (: < /dev/tcp/127.0.0.1/22) 2> /dev/null; do sleep 0.1; done"
+        self.machines[name].run(up, timeout=_START_S)
 
     def _boot(self, name: str) -> None:
         hosts = " ".join(shlex.quote(f"{address} {host}") for host, address in self.addresses.items())
