@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtr_ray.command import Parser, leave, run_command
+from dtr_ray.command import Parser, leave, local_folder, run_command
 
 if TYPE_CHECKING:
     from dtr_ray.config.space import Scalar
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     affinity = commands.add_parser("affinity", help="how far the gradients of timesteps agree")
     add = affinity.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="its checkpoint, export, or trial's folder")
+    add("checkpoint", metavar="CHECKPOINT", help="its checkpoint, export, or trial's folder (or s3://...)")
     add("--output", type=Path, metavar="FILE.npz", help="default: affinity.npz in CHECKPOINT")
     add("--timesteps", metavar="N", help="how many, evenly spread, or `all`; default: 100")
     add("--batches", type=int, default=4, metavar="N", help="to average over; default: 4")
@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     affinity.set_defaults(run=_affinity)
     compare = commands.add_parser("compare", help="the methods of a sweep, over seeds")
     add = compare.add_argument
-    add("sweeps", type=Path, nargs="+", metavar="SWEEP_DIR", help="sweeps' folders, finished or running")
+    folders = "sweeps' folders (or their s3://...), finished or running"
+    add("sweeps", nargs="+", metavar="SWEEP_DIR", help=folders)
     add("--mixed", action="store_true", help="figures of several protocols: a table of each")
     add("--metric", metavar="M", help="default: what the sweep minimises")
     add("--at", choices=["best", "last"], default="best", help="value of each trial; default: best")
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     compare.set_defaults(run=_compare)
     proxy = commands.add_parser("proxy", help="how far evaluation.proxy ranks as the full evaluation")
     add = proxy.add_argument
-    add("sweep", type=Path, metavar="SWEEP_DIR", help="the sweep's folder, finished or running")
+    add("sweep", metavar="SWEEP_DIR", help="the sweep's folder (or its s3://...), finished or running")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="evaluation.proxy.num_samples=1000")
     proxy.set_defaults(run=_proxy)
     flops = commands.add_parser("flops", help="parameters and GFLOPs of a model")
@@ -71,7 +72,8 @@ def _affinity(options: argparse.Namespace) -> int:
     from dtr_ray.diffusion.intervals import measured_intervals
     from dtr_ray.export.trained import find_model
 
-    checkpoint, output = options.checkpoint, options.output or options.checkpoint / "affinity.npz"
+    checkpoint = local_folder(options.checkpoint)
+    output = options.output or checkpoint / "affinity.npz"
     if output.suffix != ".npz":
         raise ValueError(f"--output is {output}: the name of an affinity file ends in .npz")
     count = _num_measured(options.timesteps, find_model(checkpoint))
@@ -158,12 +160,13 @@ def _compare(options: argparse.Namespace) -> int:
     from dtr_ray.search.comparison_table import comparison_table, write_comparison
 
     baseline = _conditions(options.baseline)
-    tables = compare_sweeps(options.sweeps, options.metric, baseline, options.at, mixed=options.mixed)
+    folders = [local_folder(sweep, "none") for sweep in options.sweeps]
+    tables = compare_sweeps(folders, options.metric, baseline, options.at, mixed=options.mixed)
     console = Console()
     for table in tables:
         console.print(comparison_table(table))
-    for path in write_comparison(tables, options.sweeps[0]):
-        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+    for path in write_comparison(tables, folders[0]):
+        console.print(_kept(options.sweeps[0], path), highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -173,14 +176,26 @@ def _proxy(options: argparse.Namespace) -> int:
     from dtr_ray.analysis.proxies import CSV_FILE, study_proxy, write_study
     from dtr_ray.analysis.proxy_table import study_lines, study_table
 
+    folder = local_folder(options.sweep, "all")
     with _progress("checkpoints by the proxy and in full") as tell:
-        study = study_proxy(options.sweep, options.set, tell)
-    write_study(study, options.sweep / CSV_FILE)
+        study = study_proxy(folder, options.set, tell)
+    write_study(study, folder / CSV_FILE)
     console = Console()
     console.print(study_table(study))
-    for line in (*study_lines(study), str(options.sweep / CSV_FILE)):
+    for line in (*study_lines(study), _kept(options.sweep, folder / CSV_FILE)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
+
+
+def _kept(sweep: str, path: Path) -> str:
+    """Where a table that was written into a sweep's folder is: with a sweep in a store it goes there, too."""
+    from dtr_ray.storage.address import is_url, joined
+    from dtr_ray.storage.fetching import put_beside
+
+    if not is_url(sweep):
+        return str(path)
+    put_beside(sweep, path)
+    return joined(sweep, path.name)
 
 
 def _conditions(texts: list[str]) -> "dict[str, Scalar] | None":

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from dtr_ray import log_lines
 from dtr_ray.config.errors import ConfigWarning, is_refusal, one_line
@@ -31,7 +31,8 @@ class Parser(argparse.ArgumentParser):
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Lets a command take a trained model: `model_folder` finds what the user gave."""
     what = (
-        "a checkpoint, an export, a trial's or sweep's folder, or MLflow's runs:/ID or models:/NAME/VERSION"
+        "a checkpoint, an export, a trial's or sweep's folder (or its s3://...), or MLflow's runs:/ID or "
+        "models:/NAME/VERSION"
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=what)
     where = "MLflow's place; default: MLFLOW_TRACKING_URI, else runs/mlflow.db"
@@ -39,10 +40,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def model_folder(options: argparse.Namespace) -> Path:
-    """The folder that the arguments of `add_model` name; a model of MLflow is fetched.
+    """The folder that the arguments of `add_model` name; a model of MLflow or in a store is fetched.
 
     Raises:
-        ValueError: MLflow has no such model.
+        ValueError: MLflow has no such model, or the store.
     """
     given: str = options.checkpoint
     if given.startswith(("runs:/", "models:/")):
@@ -52,7 +53,19 @@ def model_folder(options: argparse.Namespace) -> Path:
         return fetch_model(given, options.tracking_uri)
     if options.tracking_uri is not None:
         raise ValueError(f"--tracking-uri is for runs:/ID and models:/NAME/VERSION; got the folder {given}")
-    return Path(given)
+    return local_folder(given)
+
+
+def local_folder(given: str, checkpoints: Literal["none", "best", "all"] = "best") -> Path:
+    """A folder that the user names; of a sweep's, trial's or model's address a copy on this machine.
+
+    `checkpoints` are those of a sweep that its copy is to have. Raises ValueError where the store does not
+    answer or has nothing there.
+    """
+    from dtr_ray.storage.address import is_url
+    from dtr_ray.storage.fetching import fetch_folder
+
+    return fetch_folder(given, checkpoints) if is_url(given) else Path(given)
 
 
 def add_log_format(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     address = "the Ray cluster; default: RAY_ADDRESS, else this machine's; `local`: this machine without Ray"
     add("--address", metavar="ADDRESS", help=address)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the file")
-    add("--output", metavar="DIR", help="folder for results (storage.output)")
+    add("--output", metavar="DIR", help="folder or s3://... for results (storage.output)")
     add("--timeout", type=float, default=_TIMEOUT_S, metavar="S", help="seconds that a check may take")
     options = parser.parse_args(arguments)
     return run_command(lambda: _run(options))
@@ -43,10 +43,14 @@ def _run(options: argparse.Namespace) -> int:
 
     from dtr_ray.service.cluster_answers import Case
     from dtr_ray.service.doctor import CHECKS, examine
+    from dtr_ray.storage.address import check_address, is_url
 
     if config is None and options.output is not None:
         output = options.output
-    case = Case(config, Path(output).expanduser().resolve(), options.address, options.timeout)
+    case = Case(config, _folder(output), options.address, options.timeout)
+    if is_url(output):
+        check_address(output)
+        case.store = output
     counts = {"ok": 0, "warning": 0, "fail": 0}
     width = max(map(len, CHECKS))
     for named in examine(case):
@@ -56,6 +60,13 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{finding.level:<8} {named.check:<{width}}  {finding.text}{mend}", flush=True)
     print(f"\n{counts['fail']} failed, {counts['warning']} warnings, {counts['ok']} ok")
     return 1 if counts["fail"] else 0
+
+
+def _folder(output: str) -> Path:
+    """The folder of sweeps, absolute; of those in a store this machine's own."""
+    from dtr_ray.storage.address import is_url, scratch_folder
+
+    return scratch_folder(output, "driver") if is_url(output) else Path(output).expanduser().resolve()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def _parser() -> Parser:
     what = "override: trial.training.num_steps=800"
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=what)
     add("--trials", type=int, metavar="N", help="number of trials (search.num_trials)")
-    add("--output", metavar="DIR", help="folder for results (storage.output)")
+    add("--output", metavar="DIR", help="folder or s3://... for results (storage.output)")
     add_log_format(parser)
     group = parser.add_argument_group("on a cluster", "as a Ray job, which goes on without this machine")
     add = group.add_argument
@@ -106,8 +106,9 @@ def _read(options: argparse.Namespace) -> SweepConfig:
 def _run_here(config: SweepConfig, options: argparse.Namespace) -> int:
     from dtr_ray.search.checks import check_trials
     from dtr_ray.service.plan import print_plan
+    from dtr_ray.service.storing import open_storage, place_of, sweep_folder
 
-    folder = Path(config.storage.output) / config.name
+    folder = sweep_folder(config)
     check_trials(config)
     if options.dry_run:
         print_plan(config, folder)
@@ -118,14 +119,14 @@ def _run_here(config: SweepConfig, options: argparse.Namespace) -> int:
     from dtr_ray.service.summary import print_summary
     from dtr_ray.service.sweep import check_folder, holds_sweep, run_sweep
 
+    storage = open_storage(config)
     check_folder(config, folder, resume=options.resume)
     check_data(config.trial.data)
     check_references(config.trial.data, config.trial.evaluation.features)
     if options.resume and not holds_sweep(folder):
-        print(
-            f"there is nothing to resume in {folder} yet: the sweep starts from its first trial", flush=True
-        )
-    outcome = run_sweep(config, folder, resume=options.resume)
+        place = place_of(config, folder)
+        print(f"there is nothing to resume in {place} yet: the sweep starts from its first trial", flush=True)
+    outcome = run_sweep(config, folder, resume=options.resume, storage=storage)
     print_summary(outcome)
     return 0 if outcome.error is None else 1
 
@@ -137,8 +138,9 @@ def _submit(config: SweepConfig, options: argparse.Namespace, resume: str) -> in
     check_shippable(config)
     if options.dry_run:
         from dtr_ray.service.plan import print_plan
+        from dtr_ray.service.storing import sweep_folder
 
-        print_plan(config, Path(config.storage.output) / config.name)
+        print_plan(config, sweep_folder(config))
         return 0
 
     from dtr_ray.service.submission import Ways, submit

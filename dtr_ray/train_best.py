@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtr_ray import log_lines
-from dtr_ray.command import Parser, add_log_format, leave, run_command
+from dtr_ray.command import Parser, add_log_format, leave, local_folder, run_command
 
 if TYPE_CHECKING:
     from dtr_ray.config import TrialConfig
@@ -22,11 +22,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Finds the best trial, trains, evaluates, exports and registers."""
     parser = Parser(prog="python -m dtr_ray.train_best", description="Train the best trial to the end.")
     source = parser.add_mutually_exclusive_group()
-    newest = "its folder; default: the newest in runs/"
-    source.add_argument("sweep", nargs="?", type=Path, metavar="SWEEP_DIR", help=newest)
+    newest = "its folder, or its s3://...; default: the newest in runs/"
+    source.add_argument("sweep", nargs="?", metavar="SWEEP_DIR", help=newest)
     source.add_argument("--experiment", metavar="NAME", help="find the best trial in MLflow instead")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: SWEEP_DIR/best")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="default: SWEEP_DIR/best; of an s3://.../NAME runs/NAME/best",
+    )
     parser.add_argument("--resume", action="store_true", help="go on where it was stopped or killed")
     parser.add_argument("--from-checkpoint", action="store_true", help="go on from the trial's checkpoint")
     parser.add_argument("--workers", type=int, metavar="N", help="default: the trial's, or all CPUs")
@@ -59,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     check_references(config.data, config.evaluation.features)
     check_intervals(config.weighting, config.diffusion)
     check_workers(options.workers, config.training.batch_size)
-    folder = options.output or best.folder / "best"
+    folder = options.output or _output(options, best)
     if options.from_checkpoint and best.checkpoint is None:
         raise ValueError(f"--from-checkpoint: the checkpoint of {source} is not there any more")
     start_from = best.checkpoint if options.from_checkpoint else None
@@ -79,6 +84,14 @@ def _run(options: argparse.Namespace) -> int:
     run = FinalRun(best, config, folder, resources, start_from)
     _print(run_final(run, resume=options.resume), folder)
     return 0
+
+
+def _output(options: argparse.Namespace, best: "BestTrial") -> Path:
+    """Beside the trials; of a sweep in a store, whose folder here is a copy, where it would be else."""
+    from dtr_ray.storage.address import is_url
+
+    copied = options.sweep is not None and is_url(options.sweep)
+    return (ROOT / best.sweep.name if copied else best.folder) / "best"
 
 
 def _connect(best: "BestTrial", config: "TrialConfig", num_workers: int | None) -> "ResourcesConfig":
@@ -108,10 +121,10 @@ def _find(options: argparse.Namespace) -> "BestTrial":
 
     if options.experiment is not None:
         return best_in_experiment(options.experiment, ROOT)
-    folder = options.sweep
-    if folder is None:
-        folder = options.found = newest_sweep(ROOT)
-    return best_in_folder(folder)
+    if options.sweep is None:
+        options.found = newest_sweep(ROOT)
+        return best_in_folder(options.found)
+    return best_in_folder(local_folder(options.sweep))
 
 
 def _print(result: dict[str, Any], folder: Path) -> None:

@@ -172,7 +172,8 @@ class StorageConfig(Config):
     """Where results go."""
 
     output: Text = "runs"
-    """Folder that holds the sweep's folder; on a cluster, one that every node sees."""
+    """Folder that holds the sweep's folder, on a cluster one that every node sees; or the address of a store
+    (`s3://BUCKET/FOLDER`, `gs://...`, `file:///...`): then nodes need no folder in common."""
     study: Text | None = None
     """Optuna storage URL (`postgresql://USER@HOST/DATABASE`); default: SQLite in the sweep's folder."""
     study_name: Text | None = None

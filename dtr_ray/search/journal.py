@@ -19,6 +19,7 @@ JSON object with `event`, `time` (Unix time in seconds, of a clock that may be w
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -99,6 +100,8 @@ class Journal:
         )
         os.ftruncate(self._file, self._end)
         with_room(self._folder, lambda: sync(self._folder))
+        self.after_write: Callable[[], None] | None = None
+        """Called with every event on the disk, before it takes effect."""
 
     def write(self, event: str, **values: Any) -> dict[str, Any]:
         """Appends an event and waits for the disk."""
@@ -107,6 +110,8 @@ class Journal:
         text = json.dumps(line).encode() + b"\n"
         with_room(self._folder, lambda: self._append(text))
         self._end += len(text)
+        if self.after_write is not None:
+            self.after_write()
         return line
 
     def close(self) -> None:

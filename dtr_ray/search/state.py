@@ -48,6 +48,8 @@ class SweepState:
         """How all trials are measured; `metric_at` names the figure that decides at a step."""
         self.listeners: list[Listener] = []
         """Hear of every trial that starts, reports, is retried or ends, after it is on disk."""
+        self.is_cut_off: Callable[[], bool] = lambda: False
+        """Whether nobody hears of the trials for the moment, which is no sign that they hang."""
         self._journal = Journal(folder / "journal.jsonl")
         self.trials = replay(self._journal.events)
         proxy = self.evaluation.proxy
@@ -76,6 +78,10 @@ class SweepState:
         self.ending: str | None = None
         """Why no further trial is started, once that is so."""
         self.budget_spent = False
+
+    def copy_events(self, copy: Callable[[], None]) -> None:
+        """Has `copy` bring the journal to another place too, before any further event takes effect."""
+        self._journal.after_write = copy
 
     @property
     def running(self) -> list[TrialRecord]:

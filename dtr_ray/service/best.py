@@ -12,6 +12,8 @@ from dtr_ray.config.protocol import protocol_of
 from dtr_ray.search.database import without_password
 from dtr_ray.service.mlflow_client import answering, connect, sqlite_path
 from dtr_ray.service.tracking import default_tracking_uri
+from dtr_ray.storage.address import is_url, results_root
+from dtr_ray.storage.fetching import fetch_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -89,7 +91,7 @@ def best_in_folder(folder: Path) -> BestTrial:
         checkpoint=checkpoint if found["checkpoint"] and checkpoint.is_dir() else None,
         run_id=found["mlflow_run_id"],
         sweep=sweep,
-        tracking_uri=sweep.tracking.uri or default_tracking_uri(folder.parent),
+        tracking_uri=sweep.tracking.uri or default_tracking_uri(results_root(sweep.storage.output, folder)),
         folder=folder,
         protocol=found.get("protocol", {}),
     )
@@ -136,13 +138,20 @@ def _best_of(name: str, root: Path, uri: str) -> BestTrial:
         metric=parent.data.tags["dtr_ray.metric"],
         value=value,
         step=step,
-        checkpoint=Path(checkpoint) if checkpoint and Path(checkpoint).is_dir() else None,
+        checkpoint=_checkpoint_here(checkpoint),
         run_id=run.info.run_id,
         sweep=sweep,
         tracking_uri=uri,
         folder=root / sweep.name,
         protocol=protocol_of(config) if "dtr_ray.protocol" in run.data.tags else {},
     )
+
+
+def _checkpoint_here(place: str | None) -> Path | None:
+    """The checkpoint that a run tells, where it still is; one in a store is fetched."""
+    if place is not None and is_url(place):
+        return fetch_folder(place)
+    return Path(place) if place and Path(place).is_dir() else None
 
 
 def lineage(best: BestTrial) -> tuple[str, str] | None:

@@ -18,7 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dtr_ray.config import SweepConfig
 from dtr_ray.service import cluster
 from dtr_ray.service.findings import in_a_line
-from dtr_ray.service.node_checks import DRIVER_TOKEN, Answer, Order, look, look_there, now
+from dtr_ray.service.node_checks import Answer, Order, look, look_there, now
+from dtr_ray.service.store_checks import DRIVER_TOKEN, probe_in_store, read_there
+from dtr_ray.storage.address import is_url
 
 _CLOCK_ROUNDS = 3
 _CLOCK_TIMEOUT_S = 10.0
@@ -50,7 +52,7 @@ class Case:
 
     config: SweepConfig | None
     output: Path
-    """Absolute: the folder of sweeps."""
+    """Absolute: the folder of sweeps, or this machine's own for those in a store."""
     address: str | None
     """Of the cluster; None for this machine alone."""
     limit_s: float
@@ -59,6 +61,13 @@ class Case:
     """Machines that did not answer, and why."""
     storage_fault: str = ""
     """Why the driver cannot write in the output folder."""
+    store: str | None = None
+    """Address of the store that holds the sweeps, where one does."""
+
+    @property
+    def place(self) -> str:
+        """Where results go, in words."""
+        return self.store or str(self.output)
 
     def facts(self, part: str) -> list[tuple[Machine, Any]]:
         """What each machine that could look at a part of itself has found."""
@@ -154,6 +163,10 @@ def _order(case: Case, name: str, probe: str, token: str, cpus: float, gpus: flo
 @contextmanager
 def _probe(case: Case) -> Iterator[tuple[str, str]]:
     """A folder in the output folder for the machines' files, and the driver's token in it; both go again."""
+    if case.store is not None:
+        with probe_in_store(case.store) as (found, token, case.storage_fault):
+            yield found, token
+        return
     token, made = secrets.token_hex(8), None
     probe = case.output / f".doctor-{token}"
     try:
@@ -183,6 +196,8 @@ def _remove_empty(folder: Path, top: Path) -> None:
 
 def _read(probe: str, name: str) -> str:
     """What a machine has written; a file server may show it seconds later."""
+    if is_url(probe):
+        return read_there(probe, name)
     path = Path(probe) / name
     for _ in range(20 if probe else 0):
         if path.is_file():

@@ -111,10 +111,11 @@ class Workers:
         start_from: Path | None = None,
         evaluate_untrained: bool = False,
         weights: Sequence[dict[str, Any]] = (),
+        store: dict[str, Any] | None = None,
     ) -> Generator[Report]:
         """Trains one trial, yielding its reports; closing the generator stops it where it is.
 
-        `weights` are as for `run_worker`.
+        `weights` and `store` are as for `run_worker`.
 
         Raises what a worker's training raised, or WorkersLostError.
         """
@@ -129,6 +130,7 @@ class Workers:
             "weights": list(weights),
             # Without the process that waits for the reports the workers are lost.
             "depends_on": [own_node()],
+            "store": store,
         }
         self._wait_free()
         self._free = False
@@ -285,9 +287,7 @@ def _work(settings: dict[str, Any]) -> None:
             task["trial_id"],
             use_gpu=settings["use_gpu"],
             start_from=Path(task["start_from"]) if task["start_from"] else None,
-            evaluate_untrained=task["evaluate_untrained"],
-            weights=task["weights"],
-            depends_on=task["depends_on"],
+            **{name: task[name] for name in ("evaluate_untrained", "weights", "depends_on", "store")},
         )
         with closing(reports):
             for report in reports:

@@ -100,20 +100,22 @@ def check_versions(case: Case) -> Iterator[Finding]:
 def check_storage(case: Case) -> Iterator[Finding]:
     """Each machine reads what the driver writes in the output folder, and the driver what it writes."""
     mend = "set storage.output to a folder that all machines share and can write, such as one on NFS"
+    if case.store is not None:
+        mend = "give each machine the keys or the role of the store (docs/storage.md)"
     if case.storage_fault:
-        yield fail(f"{case.output} cannot be written here: {case.storage_fault}", mend)
+        yield fail(f"{case.place} cannot be written here: {case.storage_fault}", mend)
         return
     good = 0
     for machine, fault in case.facts("storage"):
         if fault:
             yield fail(f"{machine.name} {fault}", mend)
         elif not machine.written:
-            yield fail(f"{case.output}: what {machine.name} writes there is not seen here", mend)
+            yield fail(f"{case.place}: what {machine.name} writes there is not seen here", mend)
         else:
             good += 1
     if good:
         on = f"from {good} machines" if len(case.machines) > 1 else "from here"
-        yield ok(f"{case.output} can be written and read {on}")
+        yield ok(f"{case.place} can be written and read {on}")
 
 
 def check_weights(case: Case) -> Iterator[Finding]:

@@ -23,10 +23,11 @@ from typing import Any
 
 import dtr_ray
 from dtr_ray.service.findings import in_a_line, within
+from dtr_ray.service.store_checks import DRIVER_TOKEN, write_there
+from dtr_ray.storage.address import is_url
 
 # The packages that a checkpoint, a message or a figure depends on: all machines are to have the same.
 SHARED_PACKAGES = ("ray", "torch", "torchvision", "diffusers", "numpy", "optuna")
-DRIVER_TOKEN = "driver"  # noqa: S105 - the name of a file
 _SHM = Path("/dev/shm")  # noqa: S108 - where Ray's object store is
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 # A file server may show a new file to other machines seconds later.
@@ -66,7 +67,7 @@ class Order:
     working_folder: str
     """Where relative paths of the configuration begin, as a sweep's trials take them."""
     probe: str
-    """Folder in the sweep's output folder that the driver has made, or "" where it could not."""
+    """Folder in the sweep's output that the driver has made (an address, if in a store); "": it could not."""
     token: str
     """What the driver's file in there holds."""
     num_gpus: float
@@ -152,6 +153,8 @@ def _gpu(order: Order) -> dict[str, Any]:
 
 def _storage(order: Order) -> str:
     """Writes this machine's file and reads the driver's; returns what is wrong, or ""."""
+    if is_url(order.probe):
+        return write_there(order.probe, order.name, order.token)
     probe = Path(order.probe)
     if not order.probe:
         return ""

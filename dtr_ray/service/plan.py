@@ -1,6 +1,7 @@
 """The plan of a sweep: what it will search, run, need and leave behind, told before anything starts."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from dtr_ray.search.database import without_password
 from dtr_ray.search.stopping import rungs
 from dtr_ray.service import cluster
 from dtr_ray.service.storage import Storage, storage_of
+from dtr_ray.service.storing import place_of
 from dtr_ray.service.tracking import default_tracking_uri
+from dtr_ray.storage.address import is_url, results_root
 from dtr_ray.training.retention import LASTING
 
 
@@ -110,9 +113,14 @@ def _rows(config: SweepConfig, plan: Plan, folder: Path, machines: str) -> Itera
     yield "evaluations", f"{plan.max_evaluations:,} at most, of {samples}"
     yield from _proxy_rows(config)
     yield "measured", describe(protocol_of(trial))
-    yield "storage", _describe_storage(plan.storage, folder)
+    yield "storage", _describe_storage(plan.storage, place_of(config, folder))
     yield "budget", _describe_budget(config)
-    yield "MLflow", without_password(config.tracking.uri or default_tracking_uri(folder.parent))
+    yield (
+        "MLflow",
+        without_password(
+            config.tracking.uri or default_tracking_uri(results_root(config.storage.output, folder))
+        ),
+    )
 
 
 def _proxy_rows(config: SweepConfig) -> Iterator[tuple[str, str]]:
@@ -159,11 +167,11 @@ def _decisions(config: SweepConfig) -> list[int]:
     return [s for s in steps if s >= rule.grace_steps] if isinstance(rule, MedianStopping) else []
 
 
-def _describe_storage(storage: Storage, folder: Path) -> str:
-    free = free_bytes(folder)[0]
+def _describe_storage(storage: Storage, place: str) -> str:
+    free = math.inf if is_url(place) else free_bytes(Path(place))[0]
     short = "" if free > storage.total else f"; but only {free / 1e9:.2g} GB are free there"
     return (
-        f"{storage.total / 1e9:.2g} GB at most in {folder}: {storage.num_checkpoints} checkpoints of "
+        f"{storage.total / 1e9:.2g} GB at most in {place}: {storage.num_checkpoints} checkpoints of "
         f"{storage.checkpoint / 1e9:.2g} GB ({LASTING} a trial, the best and the last, and one more while it "
         f"trains), and {storage.rest / 1e9:.2g} GB of samples and records{short}"
     )

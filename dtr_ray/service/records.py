@@ -29,7 +29,6 @@ from typing import Any, Self
 from dtr_ray.disk import is_full, make_folder, sync
 
 log = logging.getLogger(__name__)
-
 END_STATUSES = ("FINISHED", "KILLED", "FAILED")
 
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -40,8 +39,7 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "artifact": {"path": str, "artifact_path": str},
     "end": {"status": str},
 }
-_SYNCED = ("start", "end", "artifact")
-_MAX_STEP = 2**63
+_SYNCED, _MAX_STEP = ("start", "end", "artifact"), 2**63
 
 
 def tracking_folder(sweep_folder: Path) -> Path:
@@ -278,13 +276,14 @@ def read_lines(path: Path, offset: int, max_bytes: int | None = None) -> list[Li
             if not text.endswith(b"\n"):
                 break
             offset += len(text)
-            lines.append(Line(_parse(text), text, offset))
+            lines.append(Line(parse_record(text), text, offset))
             if max_bytes is not None and offset - start >= max_bytes:
                 break
     return lines
 
 
-def _parse(text: bytes) -> dict[str, Any] | None:
+def parse_record(text: bytes) -> dict[str, Any] | None:
+    """A line's record, or None."""
     try:
         record = json.loads(text)
     except ValueError:

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dtr_ray.config import SweepConfig, flatten
+from dtr_ray.config import SweepConfig, TrialConfig, flatten
 from dtr_ray.config.protocol import describe
 from dtr_ray.disk import make_folder_durably, with_room
 from dtr_ray.search.database import public
@@ -13,9 +13,10 @@ from dtr_ray.search.provenance import sweep_identity, versions
 from dtr_ray.search.state import Happening, SweepState
 from dtr_ray.service.records import RecordWriter, read_lines, record_path
 from dtr_ray.service.tracking import Tracker, default_tracking_uri
+from dtr_ray.storage.address import is_url, joined, results_root
 
 _ENDS = {"completed": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
-_SWEEP = "sweep"
+_SWEEP, _CONFIG = "sweep", "trial.json"
 # A place that has taken nothing for so long is given up when the sweep ends.
 _PATIENCE_S = 10.0
 _SQLITE_PATIENCE_S = 60.0
@@ -27,7 +28,8 @@ class RunLog:
     def __init__(self, config: SweepConfig, folder: Path, state: SweepState) -> None:
         self._config = config
         self._folder, self._state = folder, state
-        self.tracking_uri = config.tracking.uri or default_tracking_uri(folder.parent)
+        root = results_root(config.storage.output, folder)
+        self.tracking_uri = config.tracking.uri or default_tracking_uri(root)
         self._tracker = self._new_tracker()
         self._writers: dict[str, RecordWriter] = {}
         self._versions = versions() | {"dtr_ray.protocol": describe(state.protocol)}
@@ -37,6 +39,9 @@ class RunLog:
             self._writer(_SWEEP).start(config.name, {**tags, **self._versions}, params, None)
             self._writer(_SWEEP).artifact("sweep.json")
         for trial in state.trials.values():
+            if not (folder / "trials" / trial.trial_id / _CONFIG).exists():
+                # The sweep goes on from a store, on another machine.
+                self._write_config(trial)
             if trial.status != "running" and not self._has_ended(trial):
                 # The process was killed right after the journal had it.
                 if not self._has_started(trial):
@@ -124,15 +129,20 @@ class RunLog:
         return self._writers[run_key]
 
     def _start(self, trial: TrialRecord) -> None:
-        resolved = self._config.trial_config(trial.params)
-        folder = self._folder / "trials" / trial.trial_id
-        make_folder_durably(folder)
-        resolved.save(folder / "trial.json")
+        resolved = self._write_config(trial)
         tags = {"dtr_ray.kind": "trial", "dtr_ray.trial_id": trial.trial_id, "dtr_ray.status": "running"}
         writer = self._writer(trial.trial_id)
         writer.start(trial.trial_id, {**self._versions, **tags}, flatten(resolved.to_dict()), _SWEEP)
-        writer.artifact(f"trials/{trial.trial_id}/trial.json")
+        writer.artifact(f"trials/{trial.trial_id}/{_CONFIG}")
         with_room(self._folder, writer.settle)
+
+    def _write_config(self, trial: TrialRecord) -> TrialConfig:
+        """The trial's resolved configuration, which is written into its folder, too."""
+        resolved = self._config.trial_config(trial.params)
+        folder = self._folder / "trials" / trial.trial_id
+        make_folder_durably(folder)
+        resolved.save(folder / _CONFIG)
+        return resolved
 
     def _has_started(self, trial: TrialRecord) -> bool:
         lines = read_lines(record_path(self._folder, trial.trial_id, "driver"), 0)
@@ -148,4 +158,9 @@ class RunLog:
         found = trial.checkpoints.get(trial.last_step if best is None else best[0])
         if not found:
             return {}
-        return {"dtr_ray.checkpoint": str((self._folder / "trials" / trial.trial_id / found).resolve())}
+        output = self._config.storage.output
+        if is_url(output):
+            place = joined(output, self._config.name, "trials", trial.trial_id, found)
+        else:
+            place = str((self._folder / "trials" / trial.trial_id / found).resolve())
+        return {"dtr_ray.checkpoint": place}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from dtr_ray.cache import cache_dir, locked
 from dtr_ray.service.mlflow_client import answering, connect, sqlite_path
 from dtr_ray.service.tracking import default_tracking_uri
+from dtr_ray.storage.address import is_url
+from dtr_ray.storage.fetching import fetch_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,6 +57,8 @@ def _of_run(client: "MlflowClient", run: "Run") -> Path:
     checkpoint = tags.get("dtr_ray.checkpoint")
     if checkpoint is None:
         raise ValueError(f"run {run_id} has no checkpoint: its trial is {tags.get('dtr_ray.status')}")
+    if is_url(checkpoint):
+        return fetch_folder(checkpoint)
     if not Path(checkpoint).is_dir():
         raise ValueError(f"run {run_id} has its checkpoint at {checkpoint}, which is not on this machine")
     return Path(checkpoint)

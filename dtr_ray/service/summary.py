@@ -14,6 +14,7 @@ from dtr_ray.search.names import figure, short_names, short_value
 from dtr_ray.search.state import SweepState
 from dtr_ray.search.study import importances
 from dtr_ray.service.display import clock
+from dtr_ray.service.storing import place_of
 from dtr_ray.service.sweep import Outcome
 from dtr_ray.service.tracking import ui_command
 
@@ -107,7 +108,7 @@ def _time(outcome: Outcome) -> Iterator[str]:
 
 
 def _next(outcome: Outcome) -> Iterator[str]:
-    folder = outcome.state.folder
+    folder = place_of(outcome.state.config, outcome.state.folder)
     files = [
         "trials.csv",
         *(["best.json"] if outcome.best else []),
@@ -116,4 +117,4 @@ def _next(outcome: Outcome) -> Iterator[str]:
     yield f"results     {folder}: {', '.join(files)}"
     yield f"compare     {ui_command(outcome.tracking_uri)}"
     if outcome.best is not None:
-        yield f"train best  python -m dtr_ray.train_best {shlex.quote(str(folder))}"
+        yield f"train best  python -m dtr_ray.train_best {shlex.quote(folder)}"

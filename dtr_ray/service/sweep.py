@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dtr_ray.service.display import Display
 from dtr_ray.service.fetching import fetch_here, fetch_on_nodes, trial_weights
 from dtr_ray.service.pictures import write_montage
 from dtr_ray.service.run_log import RunLog
+from dtr_ray.service.storing import SweepStorage
 from dtr_ray.service.watchdog import watchdog
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,9 @@ class Outcome:
         return None if self.state.budget_spent else self.ending
 
 
-def run_sweep(config: SweepConfig, folder: Path, *, resume: bool = False) -> Outcome:
+def run_sweep(
+    config: SweepConfig, folder: Path, *, resume: bool = False, storage: SweepStorage | None = None
+) -> Outcome:
     """Runs a sweep in `folder`, and returns when its last trial has ended.
 
     Args:
@@ -62,6 +65,8 @@ def run_sweep(config: SweepConfig, folder: Path, *, resume: bool = False) -> Out
         folder: where it keeps everything; on a cluster a folder that all nodes share.
         resume: go on with the sweep that is there, if there is one. One that is complete is not run again:
             its results are written, and what MLflow lacks is sent, without Ray.
+        storage: the store that holds the sweep, where it does; `folder` is then this machine's own, with what
+            `storage.open` has brought.
 
     Raises:
         ValueError: the folder holds a sweep already, or another search, or one of other images; or is in use;
@@ -82,15 +87,16 @@ def run_sweep(config: SweepConfig, folder: Path, *, resume: bool = False) -> Out
         num_concurrent = cluster.num_concurrent_trials(config.resources, cluster.nodes())
         fetch_on_nodes(weights)
     make_folder(folder)
-    with _sole_driver(folder):
+    with _sole_driver(folder), nullcontext() if storage is None else storage.held():
         save_config(config, folder)
         state = SweepState(config, folder, data_identity)
         run_log = RunLog(config, folder, state)
         fit_seconds = 0.0
         state.listeners += [run_log, ResultFiles(state)]
         try:
-            if not state.complete:
-                fit_seconds = _fit(state, num_concurrent, run_log)
+            with nullcontext() if storage is None else storage.attached(state):
+                if not state.complete:
+                    fit_seconds = _fit(state, num_concurrent, run_log, storage)
             best, montage = _finish(state, run_log)
         except BaseException as error:
             run_log.interrupted(error)
@@ -125,7 +131,7 @@ def _is_complete(config: SweepConfig, folder: Path) -> bool:
     return holds_sweep(folder) and is_complete(config, replay(read_events(folder / "journal.jsonl")))
 
 
-def _fit(state: SweepState, num_concurrent: int, run_log: RunLog) -> float:
+def _fit(state: SweepState, num_concurrent: int, run_log: RunLog, storage: SweepStorage | None) -> float:
     """Runs the trials; returns the wall seconds that took."""
     from dtr_ray.service.metrics import exported
     from dtr_ray.service.tuning import run_trials
@@ -134,7 +140,8 @@ def _fit(state: SweepState, num_concurrent: int, run_log: RunLog) -> float:
     with Display(state) as display, watchdog(state, hung):
         state.listeners.append(display)
         with exported(state, run_log.records_waiting):
-            run_trials(state.config, state, num_concurrent, hung)
+            store = None if storage is None else storage.settings()
+            run_trials(state.config, state, num_concurrent, hung, store)
     return time.monotonic() - started
 
 

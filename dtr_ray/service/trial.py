@@ -25,7 +25,8 @@ from dtr_ray.service.distributed_trial import Workers, WorkersLostError
 from dtr_ray.service.draining import MachineLeftError, draining
 from dtr_ray.service.elastic import choose_workers
 from dtr_ray.service.processes import enlist, enlisted
-from dtr_ray.service.worker import FolderInUseError, enter, release_memory, run_worker
+from dtr_ray.service.worker import FolderInUseError, enter, folder_here, release_memory, run_worker
+from dtr_ray.storage.trial_copy import SupersededError
 from dtr_ray.training import Report
 from dtr_ray.training.leaving import LeftError
 
@@ -40,7 +41,7 @@ _RESTART_S = 20.0
 class SweepTrial(tune.Trainable):
     """Runs the trial that its config describes, and in the same process the next ones of its slot.
 
-    Keys: `trial_id`, `trial`, `weights` and `resources` (plain values), `sweep_folder`,
+    Keys: `trial_id`, `trial`, `weights` and `resources` (plain values), `sweep_folder`, `store`,
     `evaluate_untrained`, `log_format`, and `working_folder`, where the sweep was started.
     """
 
@@ -51,6 +52,7 @@ class SweepTrial(tune.Trainable):
         """Starts a trial; it goes on from its newest checkpoint if it has one."""
         self._told = time.monotonic()
         enter(config["working_folder"])
+        # As its driver knows it: a trial in a store has another on this machine.
         self._folder = Path(config["sweep_folder"]) / "trials" / config["trial_id"]
         log_lines.follow(config["log_format"], trial=config["trial_id"])
         self._config, self._restarts_until = config, math.inf
@@ -84,14 +86,21 @@ class SweepTrial(tune.Trainable):
                 if draining(one.node for one in enlisted(self._folder)):
                     raise MachineLeftError("its machine was to go") from error
                 raise
-            except (FolderInUseError, DiskFullError):
+            except (FolderInUseError, SupersededError, DiskFullError):
                 raise
             except Exception as error:  # every error is recorded with its reason, none ends the sweep
                 if not is_full(error):
-                    make_folder_durably(self._folder)
-                    write_durably(self._folder / "error.txt", traceback.format_exc())
-                    return {"done": True, "failed": reason_of(error)}
+                    return {"done": True, "failed": reason_of(error), **self._traceback()}
                 self._restart(error)
+
+    def _traceback(self) -> dict[str, str]:
+        """Keeps the error that is handled now; where the sweep is in a store, its driver does."""
+        text = traceback.format_exc()
+        if self._config["store"] is not None:
+            return {"traceback": text}
+        make_folder_durably(self._folder)
+        write_durably(self._folder / "error.txt", text)
+        return {}
 
     def _restart(self, error: Exception) -> None:
         """Goes on from the newest checkpoint after a while: some disk was full, maybe of temporary files."""
@@ -128,16 +137,14 @@ class SweepTrial(tune.Trainable):
         trial = TrialConfig.from_dict(config["trial"])
         resources = ResourcesConfig.from_dict(config["resources"])
         place = Path(config["sweep_folder"]), config["trial_id"]
-        untrained = config["evaluate_untrained"]
+        how = {name: config[name] for name in ("evaluate_untrained", "weights", "store")}
         if resources.uses_train:
             enlist(place[0] / "trials" / config["trial_id"], "trial")
-            workers = self._usable_workers(trial, *place, resources)
-            yield from workers.train(trial, *place, evaluate_untrained=untrained, weights=config["weights"])
+            here = folder_here(place[0], config["store"])
+            workers = self._usable_workers(trial, here, config["trial_id"], resources)
+            yield from workers.train(trial, *place, **how)
         else:
-            use_gpu = bool(resources.gpus_per_worker)
-            yield from run_worker(
-                trial, *place, use_gpu=use_gpu, evaluate_untrained=untrained, weights=config["weights"]
-            )
+            yield from run_worker(trial, *place, use_gpu=bool(resources.gpus_per_worker), **how)
 
     def _usable_workers(
         self, trial: TrialConfig, sweep_folder: Path, trial_id: str, resources: ResourcesConfig

@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 from dtr_ray import log_lines
 from dtr_ray.config import SweepConfig
 from dtr_ray.config.sweep import ResourcesConfig
+from dtr_ray.disk import make_folder_durably, write_durably
 from dtr_ray.search.journal import Status, TrialRecord
 from dtr_ray.search.state import SweepState
 from dtr_ray.service.claims import Sharing
@@ -51,12 +52,45 @@ _DEFAULT_ENVIRONMENT = {
 
 
 def run_trials(
-    config: SweepConfig, state: SweepState, num_concurrent: int, hung: dict[str, str] | None = None
+    config: SweepConfig,
+    state: SweepState,
+    num_concurrent: int,
+    hung: dict[str, str] | None = None,
+    store: dict[str, Any] | None = None,
 ) -> None:
     """Lets Ray Tune run trials, `num_concurrent` at a time, until the state has no more or ends.
 
-    `hung` is the watchdog's, see there.
+    `hung` is the watchdog's, see there; `store` what trials are told of the store that they keep themselves
+    in, if they do.
     """
+    _prepare(num_concurrent)
+    scratch = state.folder / ".ray"
+    shutil.rmtree(scratch, ignore_errors=True)
+    deaths = Deaths(state, {} if hung is None else hung)
+    searcher = SweepSearcher(state, num_concurrent, _launcher(config, state, store), deaths)
+    tuner = tune.Tuner(
+        tune.with_resources(SweepTrial, tune.PlacementGroupFactory([_need(config.resources)])),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, scheduler=SweepScheduler(state, searcher), num_samples=-1, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch.resolve()),
+            stop=SweepStopper(state),
+            failure_config=tune.FailureConfig(max_failures=config.failures.retries),
+            callbacks=[_Retries(state, searcher)],
+            # Trials keep their own; Tune would want a folder that all machines share.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
+    with Sharing(config, num_concurrent, partial(print, config.name, flush=True)) as searcher.sharing:
+        tuner.fit()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _prepare(num_concurrent: int) -> None:
+    """Sets what Tune reads from the environment, and quietens it."""
     os.environ.update(_ENVIRONMENT, TUNE_MAX_PENDING_TRIALS_PG=str(num_concurrent))
     for name, value in _DEFAULT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -68,30 +102,6 @@ def run_trials(
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     # It says with a traceback what we say in a line: that a trial's process has died.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
-    scratch = state.folder / ".ray"
-    shutil.rmtree(scratch, ignore_errors=True)
-    deaths = Deaths(state, {} if hung is None else hung)
-    searcher = SweepSearcher(state, num_concurrent, _launcher(config, state), deaths)
-    tuner = tune.Tuner(
-        tune.with_resources(SweepTrial, tune.PlacementGroupFactory([_need(config.resources)])),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=SweepScheduler(state, searcher),
-            num_samples=-1,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(scratch.resolve()),
-            stop=SweepStopper(state),
-            failure_config=tune.FailureConfig(max_failures=config.failures.retries),
-            callbacks=[_Retries(state, searcher)],
-            verbose=0,
-        ),
-    )
-    with Sharing(config, num_concurrent, partial(print, config.name, flush=True)) as searcher.sharing:
-        tuner.fit()
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _need(resources: ResourcesConfig) -> dict[str, float]:
@@ -103,7 +113,7 @@ def _need(resources: ResourcesConfig) -> dict[str, float]:
     return need | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
 
 
-def _launcher(config: SweepConfig, state: SweepState) -> Launch:
+def _launcher(config: SweepConfig, state: SweepState, store: dict[str, Any] | None) -> Launch:
     """What a trial's process is told."""
 
     def launch(record: TrialRecord) -> dict[str, Any]:
@@ -114,6 +124,7 @@ def _launcher(config: SweepConfig, state: SweepState) -> Launch:
             "weights": settled(trial),
             "resources": config.resources.to_dict(),
             "sweep_folder": str(state.folder.resolve()),
+            "store": store,
             "working_folder": str(Path.cwd()),
             "log_format": log_lines.chosen(None),
             # One figure of an untrained model is enough: at step 0 all trials give pure noise.
@@ -197,6 +208,10 @@ class SweepSearcher(_Unsaved, Searcher):
             self._state.finish(own_id, "failed", reason + self.deaths.last.get(own_id, "unknown"))
         elif result is not None and result.get("done") and "failed" in result:
             status: Status = "failed" if result["failed"] else "completed"
+            if "traceback" in result:
+                file = self._state.trial_folder(own_id) / "error.txt"
+                make_folder_durably(file.parent)
+                write_durably(file, result["traceback"])
             self._state.finish(own_id, status, result["failed"], result["seconds"])
         elif result is not None and "disk_full" in result:
             self._state.end(f"{result['disk_full']}; everything is kept: go on with --resume")

@@ -48,8 +48,8 @@ def watchdog(state: SweepState, hung: dict[str, str], grace_s: float = _GRACE_S)
         last, since = _signs(state), time.monotonic()
         while not done.wait(min(5.0, failures.stall_timeout_s / 4, failures.hang_timeout_s / 4)):
             now = _signs(state)
-            if disk.is_waiting():
-                # All trials wait for this process then.
+            if disk.is_waiting() or state.is_cut_off():
+                # All trials wait for this process then, or for the store.
                 now = ()
                 watch.forget()
             elif _is_waiting_for_others(state):

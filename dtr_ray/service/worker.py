@@ -9,7 +9,7 @@ import io
 import logging
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ from dtr_ray.service.metrics import TrialMetrics, sweep_of
 from dtr_ray.service.pictures import draw_mask
 from dtr_ray.service.processes import enlist
 from dtr_ray.service.records import RecordWriter, record_path
+from dtr_ray.service.trial_storage import peer_copy, trial_copy
+from dtr_ray.storage.address import scratch_folder
+from dtr_ray.storage.trial_copy import TrialCopy
 from dtr_ray.training import Observer, Report, train
 from dtr_ray.training.leaving import LeftError, MustLeave
 from dtr_ray.weights.finding import Weights, find, required_weights
@@ -49,7 +52,17 @@ class FolderInUseError(RuntimeError):
 class FileObserver(Observer):
     """Writes metrics to the trial's record file, and signs of life for the sweep's display and watchdog."""
 
-    def __init__(self, config: TrialConfig, sweep_folder: Path, trial_id: str, trial_folder: Path) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        sweep_folder: Path,
+        trial_id: str,
+        trial_folder: Path,
+        copy: TrialCopy | None = None,
+    ) -> None:
+        self._copy = copy
+        if copy is not None:
+            copy.alive = self.waits_for_store
         self._records = RecordWriter(record_path(sweep_folder, trial_id, "worker"))
         self._prefix = trial_folder.relative_to(sweep_folder).as_posix()
         self._attempt = AttemptLog(trial_folder)
@@ -69,6 +82,8 @@ class FileObserver(Observer):
 
     def progress(self, step: int, phase: str) -> None:
         """Gives a sign of life."""
+        if self._copy is not None:
+            self._copy.check()
         self._step = step
         if phase == "training":
             self._attempt.made(step)
@@ -76,15 +91,26 @@ class FileObserver(Observer):
             self._attempt.tell(step, phase)
         self._exported.progress(step)
         log_lines.always(step=step)
+        if phase == "checkpointing" and self._copy is not None:
+            self._copy.before_checkpoint()
 
     def waits_for_disk(self) -> None:
         """Gives a sign of life while there is no room to write."""
         self._attempt.tell(self._step, disk.WAITING)
 
+    def waits_for_store(self) -> None:
+        """Gives a sign of life while a checkpoint is on its way."""
+        self._attempt.tell(self._step, "checkpointing")
+
     def settle(self) -> None:
         """Has records and steps on the disk."""
         self._records.settle()
         self._attempt.sync()
+
+    def after_checkpoint(self) -> None:
+        """Has it brought to the store."""
+        if self._copy is not None:
+            self._copy.after_checkpoint()
 
     def goes_on(self, step: int) -> None:
         """The sweep has the report of this step, and lets the trial go on."""
@@ -98,6 +124,11 @@ class FileObserver(Observer):
             log.info("evaluated")
         metric = self._metric_at(report.step)
         self._exported.evaluated(metric, report.metrics[metric])
+
+    def flush(self) -> None:
+        """Waits until the store has all, where there is one."""
+        if self._copy is not None:
+            self._copy.flush()
 
     def close(self) -> None:
         """Closes the files."""
@@ -155,12 +186,14 @@ def run_worker(
     evaluate_untrained: bool = False,
     weights: Sequence[Mapping[str, Any]] = (),
     depends_on: Sequence[str] = (),
+    store: Mapping[str, Any] | None = None,
 ) -> Generator[Report]:
     """Trains one trial as this worker of its group, yielding its reports; downloads nothing meanwhile.
 
     `weights` are the pretrained ones that it needs, with their commits; default: as its configuration says.
     A machine that has joined later fetches them now. `depends_on`: Ray's ids of further machines that it
-    cannot go on without.
+    cannot go on without. `store` tells `url` and `epoch` of the store that holds the sweep, where it does;
+    `sweep_folder` is then replaced by a folder of this machine.
 
     Raises LeftError where its machine, or one of those, is to go; after a checkpoint, if it trains.
     """
@@ -178,7 +211,13 @@ def run_worker(
             start_from=start_from,
             evaluate_untrained=evaluate_untrained,
             must_leave=must_leave,
+            store=store,
         )
+
+
+def folder_here(sweep_folder: str | Path, store: Mapping[str, Any] | None) -> Path:
+    """The sweep's folder as this machine has it."""
+    return Path(sweep_folder) if store is None else scratch_folder(store["url"], "worker")
 
 
 def _run_offline(
@@ -190,9 +229,10 @@ def _run_offline(
     start_from: Path | None,
     evaluate_untrained: bool,
     must_leave: MustLeave,
+    store: Mapping[str, Any] | None,
 ) -> Generator[Report]:
-    folder = sweep_folder / "trials" / trial_id
-    group = Group.current()
+    known, sweep_folder = sweep_folder / "trials" / trial_id, folder_here(sweep_folder, store)
+    folder, group = sweep_folder / "trials" / trial_id, Group.current()
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
     run = functools.partial(
@@ -206,13 +246,14 @@ def _run_offline(
         must_leave=must_leave,
     )
     if not group.is_main:
-        enlist(folder, f"worker{group.rank}")
-        yield from run()
+        enlist(known, f"worker{group.rank}")
+        with nullcontext() if store is None else peer_copy(store, group, folder):
+            yield from run()
         return
     disk.make_folder_durably(folder)
-    with sole_owner(folder):
-        enlist(folder, "worker0")
-        observer = FileObserver(config, sweep_folder, trial_id, folder)
+    with sole_owner(folder), trial_copy(store, group, sweep_folder, trial_id) as copy:
+        enlist(known, "worker0")
+        observer = FileObserver(config, sweep_folder, trial_id, folder, copy)
         try:
             with disk.tells(observer.waits_for_disk):
                 yield from _told(run(observer=observer), observer)
@@ -224,6 +265,7 @@ def _told(reports: Generator[Report], observer: FileObserver) -> Generator[Repor
     """The reports; tells when the trial waits for what the sweep says to one."""
     with closing(reports):
         for report in reports:
+            observer.flush()
             observer.progress(report.step, "waiting")
             yield report
             observer.goes_on(report.step)

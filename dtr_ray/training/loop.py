@@ -44,13 +44,16 @@ class Observer:
         """The loop is alive, and turns to `phase`; must be cheap.
 
         "training" comes after each training step, "evaluating" before and after each batch of samples,
-        "checkpointing" before a checkpoint is written.
+        "checkpointing" before a checkpoint is written, and may wait.
         """
 
     def settle(self) -> None:
         """All numbers so far are on the disk when this returns: a checkpoint is to be written, after which no
         run repeats them. Raises OSError where there is no room; it is called again then.
         """
+
+    def after_checkpoint(self) -> None:
+        """A checkpoint is whole and on disk."""
 
     def evaluated(self, report: Report) -> None:
         """An evaluation is done and on disk, its pictures too; told again if the run was lost right then."""
@@ -152,6 +155,7 @@ def train(
             if save:
                 observer.progress(state.step, "checkpointing")
                 _save(config, folder, state, group, known, observer)
+                observer.after_checkpoint()
                 started = time.perf_counter()
             if leave:
                 raise LeftError(f"left its machine after step {state.step}, with a checkpoint")
@@ -174,9 +178,11 @@ def _restore(
     state: TrainingState, config: TrialConfig, folder: Path, group: Group, start_from: Path | None
 ) -> None:
     """Loads the newest checkpoint, the same on all workers, or the one of another trial to start with."""
-    newest = group.from_main(latest_checkpoint(folder) if group.is_main else None)
-    if newest is not None:
-        state.load(newest, config)
+    newest = latest_checkpoint(folder) if group.is_main else None
+    # Workers on other machines may have the folder elsewhere.
+    step = group.from_main(None if newest is None else int(newest.name))
+    if step is not None:
+        state.load(checkpoint_folder(folder, step), config)
     elif start_from is not None:
         state.load(start_from, config)
         state.losses.clear()

@@ -113,6 +113,14 @@ def test_the_container_gets_the_token_and_the_shared_folder_from_every_host(name
     assert "--volume /mnt/shared:/mnt/shared" in config["docker"]["run_options"]
 
 
+@pytest.mark.parametrize(("name", "store"), [("a100.yaml", "s3://"), ("gcp-a100.yaml", "gs://")])
+def test_results_go_to_a_bucket_and_scratch_to_the_nodes_own_disk(name: str, store: str):
+    text = (ROOT / "cluster" / name).read_text(encoding="utf-8")
+    assert f"--output {store}BUCKET/runs'" in text
+    scratch = next(o for o in read(name)["docker"]["run_options"] if "DTR_RAY_SCRATCH=" in o)
+    assert "/mnt/shared" not in scratch
+
+
 @pytest.mark.parametrize("name", CLOUDS)
 def test_only_folders_of_code_are_mounted(name: str):
     inside = [local for local in read(name)["file_mounts"].values() if local.startswith(".")]
