@@ -46,9 +46,15 @@ def enlist(trial_folder: Path, role: str) -> None:
 
 
 def enlisted(trial_folder: Path) -> list[Process]:
-    """The trial's newest processes; some may be gone."""
-    keys = internal_kv._internal_kv_list(_prefix(trial_folder))
-    values = (internal_kv._internal_kv_get(key) for key in keys)
+    """The trial's newest processes; some may be gone. None are known while the cluster does not answer."""
+    if not ray.is_initialized():
+        return []
+    try:
+        keys = internal_kv._internal_kv_list(_prefix(trial_folder))
+        values = [internal_kv._internal_kv_get(key) for key in keys]
+    except RayError as error:
+        log.warning("the cluster does not tell of processes: %s", str(error).partition("\n")[0])
+        return []
     return [Process(**json.loads(value)) for value in values if value is not None]
 
 

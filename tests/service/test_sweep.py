@@ -1,6 +1,7 @@
 """Trials that fail in every way, and a sweep that goes on, gives up, or ends when nothing moves."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tiny_trials import digits
 
 from dtr_ray.search.journal import read_events
 from dtr_ray.search.state import SweepState, save_config
+from dtr_ray.service.attempts import AttemptLog
 from dtr_ray.service.sweep import run_sweep
 from dtr_ray.service.watchdog import watchdog
 from dtr_ray.training import train
@@ -141,26 +143,28 @@ def test_a_spent_budget_stops_the_running_trials_and_is_no_error(ray_cluster: st
 
 
 def test_the_watchdog_names_the_trial_that_stands_still(tmp_path: Path):
-    config = tiny_sweep(tmp_path)
+    config = tiny_sweep(tmp_path, failures__stall_timeout_s=1.0)
     folder = folder_of(config)
     folder.mkdir()
     state = SweepState(config, folder)
     state.next_trial()
-    beat = folder / "trials" / "t0000"
-    beat.mkdir(parents=True)
-    with watchdog(state, 0.5):
-        for step in range(4):  # alive for longer than the time-out
-            (beat / "progress.json").write_text(f'{{"step": {step}, "phase": "training", "time": {step}}}')
+    trial = folder / "trials" / "t0000"
+    trial.mkdir(parents=True)
+    with watchdog(state, {}):
+        attempt = AttemptLog(trial)
+        for step in range(1, 7):  # alive for longer than the time-out
+            attempt.made(step)
             time.sleep(0.3)
         assert state.ending is None
         wait_until(lambda: state.ending, 5.0, "the watchdog's verdict")
+    attempt.close()
     assert state.ending is not None
-    assert "t0000 last seen training at step 3" in state.ending
-    assert "failures.stall_timeout_s is 0.5" in state.ending
+    assert re.search("t0000 last seen training at step [56]", state.ending)
+    assert "failures.stall_timeout_s is 1)" in state.ending
 
 
 def test_a_sweep_that_cannot_end_by_itself_is_ended_with_exit_code_1(tmp_path: Path):
-    config = tiny_sweep(tmp_path)
+    config = tiny_sweep(tmp_path, failures__stall_timeout_s=0.2)
     folder = folder_of(config)
     folder.mkdir()
     save_config(config, folder)
@@ -172,7 +176,7 @@ from dtr_ray.search.state import SweepState
 from dtr_ray.service.watchdog import watchdog
 
 config = SweepConfig.model_validate_json(Path({str(folder / "sweep.json")!r}).read_text())
-with watchdog(SweepState(config, Path({str(folder)!r})), 0.2, grace_s=0.2):
+with watchdog(SweepState(config, Path({str(folder)!r})), {{}}, grace_s=0.2):
     time.sleep(60)
 """
     command = [sys.executable, "-c", code]
