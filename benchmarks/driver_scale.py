@@ -158,12 +158,18 @@ class Controller:
         self.most_at_once = 0
 
     def run_trials(
-        self, config: SweepConfig, sweep_state: state.SweepState, num_concurrent: int, hung: dict[str, str]
+        self,
+        config: SweepConfig,
+        sweep_state: state.SweepState,
+        num_concurrent: int,
+        hung: dict[str, str],
+        store: dict[str, Any] | None,
     ) -> None:
         """As `tuning.run_trials`."""
+        assert store is None
         trainer = Trainer(config, sweep_state.folder, self._data_identity)
         self._ended_before = len(sweep_state.trials) - sweep_state.tally.count("running")
-        launch = tuning._launcher(config, sweep_state)
+        launch = tuning._launcher(config, sweep_state, store)
         searcher = tuning.SweepSearcher(sweep_state, num_concurrent, launch, Deaths(sweep_state, hung))
         scheduler = tuning.SweepScheduler(sweep_state, searcher)
         stopper = tuning.SweepStopper(sweep_state)

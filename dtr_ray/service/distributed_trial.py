@@ -6,7 +6,6 @@ gate until they are told to go on or to stop, and a stopped trial ends like a fi
 wait there for the next trial, since to start them takes longer than many a trial.
 """
 
-import asyncio
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -14,12 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch.distributed
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dtr_ray import log_lines
 from dtr_ray.config import TrialConfig
@@ -27,47 +24,12 @@ from dtr_ray.config.sweep import ResourcesConfig
 from dtr_ray.distributed import Group
 from dtr_ray.service.draining import draining, own_node
 from dtr_ray.service.elastic import for_workers
+from dtr_ray.service.gate import Gate, Message, WorkersLostError, exchange
 from dtr_ray.service.worker import enter, release_memory, run_worker
 from dtr_ray.training import Report
 from dtr_ray.training.leaving import LeftError
 
-_POLL_S = 1.0
 _STOP_TIMEOUT_S = 120.0
-
-Message = dict[str, Any]
-
-
-class WorkersLostError(RuntimeError):
-    """A worker's process died, or Ray could not start it: nothing that the trial has done itself."""
-
-
-@ray.remote(num_cpus=0)
-class Gate:
-    """Where the main worker leaves its messages and waits for an order.
-
-    Messages: `{"report": ...}`, or `{}` from workers that are free for a trial. Orders: `{"train": ...}`,
-    `{"go_on": True}`, `{"stop": True}` to be free again, `{"leave": True}`.
-    """
-
-    def __init__(self) -> None:
-        self._messages: asyncio.Queue[Message] = asyncio.Queue()
-        self._orders: asyncio.Queue[Message] = asyncio.Queue()
-
-    async def exchange(self, message: Message) -> Message:
-        """The worker's side: leaves a message, and returns the order that follows it."""
-        self._messages.put_nowait(message)
-        return await self._orders.get()
-
-    async def next_message(self, timeout_s: float) -> Message | None:
-        """The trial's side: the next message, or None if there is none within the time."""
-        try:
-            return await asyncio.wait_for(self._messages.get(), timeout_s)
-        except TimeoutError:
-            return None
-
-    async def order(self, order: Message) -> None:
-        """The trial's side: what the workers do next."""
-        self._orders.put_nowait(order)
 
 
 class Workers:
@@ -85,10 +47,8 @@ class Workers:
         """
         self._full = resources.workers_per_trial
         self.num_workers = num_workers or self._full
-        # Beside this process: then both are lost together, or neither.
-        here = NodeAffinitySchedulingStrategy(own_node(), soft=True)
-        self._gate = Gate.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-        settings = {"gate": self._gate, "use_gpu": bool(resources.gpus_per_worker)}
+        self._gate = Gate()
+        settings = {"gate": self._gate.actor, "use_gpu": bool(resources.gpus_per_worker)}
         self._fit = _Fit(
             _trainer(name, folder, settings, resources, self.num_workers),
             name=f"ray-train-{name}",
@@ -145,15 +105,15 @@ class Workers:
                 order = {"go_on": True}
         except GeneratorExit:
             # Workers that wait at the gate are free at once.
-            self._order({"stop": True})
+            self._gate.last_order({"stop": True})
             raise
 
     def leave(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
         """Ends the workers; raises WorkersLostError where they take longer than `timeout_s`."""
         if self._fit.is_alive():
-            self._order({"leave": True})
+            self._gate.last_order({"leave": True})
             self._fit.join(timeout_s)
-        ray.kill(self._gate)
+        self._gate.close()
         if self._fit.is_alive() and timeout_s:
             raise WorkersLostError(f"workers did not end within {timeout_s:.0f} s")
 
@@ -163,18 +123,15 @@ class Workers:
             self._free = "report" not in self._next_message(may_leave=True)
 
     def _exchange(self, order: Message) -> Message:
-        self._order(order)
+        self._gate.order(order)
         return self._next_message()
-
-    def _order(self, order: Message) -> None:
-        ray.get(self._gate.order.remote(order))
 
     def _next_message(self, *, may_leave: bool = False) -> Message:
         """`may_leave`: no worker trains, so that none would see that this machine is to go."""
         while True:
             if may_leave and draining([own_node()]):
                 raise LeftError("its machine is to go")
-            message: Message | None = ray.get(self._gate.next_message.remote(_POLL_S))
+            message = self._gate.next_message()
             if message is not None:
                 return message
             if not self._fit.is_alive():
@@ -272,11 +229,10 @@ def _work(settings: dict[str, Any]) -> None:
     """What every worker runs: trials, as the gate orders."""
     group = Group.current()
 
-    def exchange(message: Message) -> Message:
-        order = ray.get(settings["gate"].exchange.remote(message)) if group.is_main else {}
-        return group.from_main(order)
+    def next_order(message: Message) -> Message:
+        return group.from_main(exchange(settings["gate"], message) if group.is_main else {})
 
-    order = exchange({})
+    order = next_order({})
     while "train" in order:
         task = order["train"]
         enter(task["working_folder"])
@@ -291,9 +247,9 @@ def _work(settings: dict[str, Any]) -> None:
         )
         with closing(reports):
             for report in reports:
-                order = exchange({"report": asdict(report)})
+                order = next_order({"report": asdict(report)})
                 if "go_on" not in order:
                     break
         release_memory()
         if "leave" not in order:
-            order = exchange({})
+            order = next_order({})

@@ -21,9 +21,10 @@ from dtr_ray import log_lines
 from dtr_ray.config import TrialConfig
 from dtr_ray.config.sweep import ResourcesConfig
 from dtr_ray.disk import DiskFullError, is_full, make_folder_durably, wait_hours, write_durably
-from dtr_ray.service.distributed_trial import Workers, WorkersLostError
+from dtr_ray.service.distributed_trial import Workers
 from dtr_ray.service.draining import MachineLeftError, draining
 from dtr_ray.service.elastic import choose_workers
+from dtr_ray.service.gate import WorkersLostError
 from dtr_ray.service.processes import enlist, enlisted
 from dtr_ray.service.worker import FolderInUseError, enter, folder_here, release_memory, run_worker
 from dtr_ray.storage.trial_copy import SupersededError

@@ -77,6 +77,7 @@ def test_trials_csv_has_a_row_a_trial_and_the_documented_columns(finished_sweep:
         *reported,
         "wall_seconds",
         "device_seconds",
+        "retries",
         "protocol",
         "reason",
     ]
