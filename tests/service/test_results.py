@@ -227,6 +227,7 @@ def test_attempts_tell_who_trained_what(finished_sweep: Finished):
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_without_mlflow_the_sweep_runs_on_and_a_later_resume_sends_everything_once(
     ray_cluster: str, tmp_path: Path
 ):

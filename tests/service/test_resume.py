@@ -126,6 +126,7 @@ def test_a_sweep_is_not_run_over_another(interrupted: Interrupted):
         assert "holds a sweep already: --resume goes on with it" in command.output
 
 
+@pytest.mark.slow
 def test_a_resumed_sweep_may_be_given_more_trials_but_no_other_space(
     interrupted: Interrupted, tmp_path: Path, ray_cluster: str
 ):
