@@ -1,10 +1,12 @@
 /* A wall clock that a file sets: with LD_PRELOAD, CLOCK_FILE holds the seconds to add, as a binary int64.
-   Monotonic clocks stay as they are. */
+   Monotonic clocks stay as they are. Processes of the names in CLOCK_SPARES keep the right time. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/time.h>
 #include <time.h>
@@ -16,6 +18,8 @@ static int (*real_gettime)(clockid_t, struct timespec *);
 __attribute__((constructor)) static void begin(void) {
     const char *path = getenv("CLOCK_FILE");
     real_gettime = dlsym(RTLD_NEXT, "clock_gettime");
+    const char *spares = getenv("CLOCK_SPARES");
+    if (spares && strstr(spares, program_invocation_short_name)) return;
     int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     if (file < 0) return;
     void *memory = mmap(NULL, sizeof *shift, PROT_READ, MAP_SHARED, file, 0);

@@ -1,0 +1,131 @@
+"""Faults of disks: full, without power, or with damaged checkpoints."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from chaos.case import Case, Doing
+from chaos.driver import wait_until
+from chaos.hitting import GONE_S, MissedError, at, end, kill, text_of
+from chaos.world import HEAD, WORKERS
+
+TEMPORARY_MB = 4000
+"""Of /tmp on a machine."""
+
+
+def fill_results(case: Case, phase: str) -> str:
+    """No byte is left where results go, for some seconds."""
+    doing = case.aim(phase)
+    ballast = case.world.runs.parent / "ballast"
+    try:
+        with ballast.open("wb") as file:
+            _fill(file.fileno(), case.world.runs)
+        time.sleep(case.rng.uniform(5, 12))
+        waits = any("waiting for disk" in text_of(p) for p in case.folder.glob("trials/*/progress.json"))
+        refused = shutil.disk_usage(case.world.runs).free == 0
+    finally:
+        ballast.unlink()
+    if not refused:
+        raise MissedError("there was room")
+    return at(doing) + (", waited" if waits else "")
+
+
+def _fill(file: int, where: Path) -> None:
+    """Takes all room, and what is given back meanwhile."""
+    size = 0
+    for _ in range(20):
+        free = shutil.disk_usage(where).free
+        if free:
+            with suppress(OSError):
+                os.posix_fallocate(file, size, free)
+                size += free
+
+
+def fill_temporary(case: Case, phase: str) -> str:
+    """/tmp of a machine is full for some seconds: Ray's own logs and sockets are there."""
+    doing = case.aim(phase)
+    machine = case.world.lan.machines[doing.attempt.host]
+    # Its disk is made as small as what is on it.
+    used = "$(($(df --output=used -k /tmp | tail -1) + 16))"
+    machine.run(f"until mount -o remount,size={used}k /tmp; do sleep 0.1; done", timeout=10)
+    try:
+        free = int(machine.run("df --output=avail -k /tmp | tail -1"))
+        time.sleep(case.rng.uniform(5, 12))
+    finally:
+        machine.run(f"mount -o remount,size={TEMPORARY_MB}m /tmp")
+    if free > 64:
+        raise MissedError(f"there was room of {free} KiB")
+    return at(doing)
+
+
+def lose_unsynced(case: Case, phase: str) -> str:
+    """All machines lose power, and the disk what was not synced, in the worst way or in any other."""
+    power = case.world.power
+    if power is None:
+        raise MissedError("it needs gcc")
+    doing = case.aim(phase)
+    for name in (HEAD, *WORKERS):
+        case.world.power_off(name)
+    case.driver.wait(GONE_S)
+    lost = power.cut(case.rng, worst=case.rng.random() < 0.5)
+    for name in (HEAD, *WORKERS):
+        case.world.power_on(name)
+    return f"{at(doing)}, {len(lost.names)} names and {len(lost.contents)} files lost"
+
+
+def damaged(damage: Callable[[Path, random.Random], None]) -> Callable[[Case, str], str]:
+    """Damages a trial's newest checkpoint, and ends its process, so that it is read."""
+
+    def strike(case: Case, phase: str) -> str:
+        until = time.monotonic() + GONE_S
+        while time.monotonic() < until:
+            doing = case.aim("training")
+            folder = case.folder / "trials" / doing.trial_id
+            found = sorted((folder / "checkpoints").glob("[0-9]*"))
+            # One that is not about to be followed by the next.
+            if not found or (doing.attempt.to_step or 0) - int(found[-1].name) not in range(3, 16):
+                time.sleep(0.005)
+                continue
+            kill([doing.pid], signal.SIGSTOP)
+            newest = sorted((folder / "checkpoints").glob("[0-9]*"))[-1]
+            damage(newest, case.rng)
+            end([doing.pid])
+            _check_read(case, doing, int(newest.name))
+            return f"{at(doing)}, checkpoint {int(newest.name)}"
+        raise MissedError("no checkpoint to damage")
+
+    return strike
+
+
+def _check_read(case: Case, doing: Doing, damaged: int) -> None:
+    """The next process of the trial has begun before the damaged checkpoint: it has seen what that is."""
+
+    def begun() -> bool:
+        later = case.attempts().get(doing.trial_id, [])[doing.attempt.attempt :]
+        steps = [a.from_step for a in later if a.from_step is not None]
+        if steps and steps[0] >= damaged:
+            raise MissedError("the checkpoint was not read")
+        return bool(steps) or case.driver.code is not None
+
+    wait_until(begun, 240, "the trial goes on after its damaged checkpoint")
+
+
+def truncate(checkpoint: Path, rng: random.Random) -> None:
+    file = rng.choice(sorted(p for p in checkpoint.iterdir() if p.stat().st_size))
+    os.truncate(file, rng.randrange(file.stat().st_size))
+
+
+def flip_bit(checkpoint: Path, rng: random.Random) -> None:
+    file = rng.choice(sorted(checkpoint.iterdir()))
+    content = bytearray(file.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    file.write_bytes(content)
+
+
+def remove_file(checkpoint: Path, rng: random.Random) -> None:
+    rng.choice(sorted(checkpoint.iterdir())).unlink()
