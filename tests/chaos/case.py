@@ -57,6 +57,8 @@ class Blow:
     note: str
     attempts_before: dict[str, int]
     """Attempts of each trial up to then."""
+    reached: dict[str, int]
+    """Steps of each trial, where it may have lost its own account of them."""
     seconds: float = 0.0
     resumed: int = 0
     """Times that the sweep had to be resumed by hand."""
@@ -86,6 +88,8 @@ class Case:
         self._file = f"{LAN}/{self.name}.yaml"
         (self.world.lan.scratch / f"{self.name}.yaml").write_text(yaml.safe_dump(inside.to_dict()))
         self._num_drivers = 0
+        self.attempts_before: dict[str, int] = {}
+        self.reached: dict[str, int] = {}
         self._pids: dict[tuple[str, int], int] = {}
         self.start()
 
@@ -126,6 +130,10 @@ class Case:
             with suppress(ValueError, TypeError):
                 found[folder.name] = attempts(self.folder, folder.name)
         return found
+
+    def count(self) -> None:
+        """Takes note of the attempts that there are."""
+        self.attempts_before = {trial_id: len(found) for trial_id, found in self.attempts().items()}
 
     def doings(self) -> Iterator[Doing]:
         """What the processes of running trials are at, as far as they are there."""
@@ -200,9 +208,13 @@ class Case:
     def run_to_the_end(self) -> None:
         """Waits for the sweep's end, and resumes it where it does not come in good order."""
         for _ in range(3):
-            if self.driver.wait(_END_S) == 0:
+            if self.driver.wait(_END_S) != 0:
+                self.resume(expected=False)
+            elif "--resume sends them" in self.driver.output:
+                # MLflow was away when the sweep ended: the records wait on disk, as it has said.
+                self.resume()
+            else:
                 return
-            self.resume(expected=False)
         assert self.driver.wait(_END_S) == 0, self.logs[-4000:]
 
 

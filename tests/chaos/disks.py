@@ -72,7 +72,10 @@ def lose_unsynced(case: Case, phase: str) -> str:
     for name in (HEAD, *WORKERS):
         case.world.power_off(name)
     case.driver.wait(GONE_S)
+    made = {trial_id: [a.to_step or 0 for a in found] for trial_id, found in case.attempts().items()}
+    case.reached = {trial_id: max(steps, default=0) for trial_id, steps in made.items()}
     lost = power.cut(case.rng, worst=case.rng.random() < 0.5)
+    case.count()
     for name in (HEAD, *WORKERS):
         case.world.power_on(name)
     return f"{at(doing)}, {len(lost.names)} names and {len(lost.contents)} files lost"

@@ -3,12 +3,23 @@
 import signal
 import time
 
-from chaos.case import Case
+from chaos.case import Case, Doing
 from chaos.hitting import MissedError, at
 from chaos.world import SERVER
 
 AWAY = ("takes no records now", "its database is away")
 """What a sweep says when a server does not answer."""
+
+
+def _aim(case: Case, phase: str) -> Doing:
+    """As the case's own, once the sweep has got over an outage before."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until and case.driver.code is None:
+        output = case.driver.output
+        if output.rfind("takes no records now") <= output.rfind("takes records again"):
+            break
+        time.sleep(0.5)
+    return case.aim(phase)
 
 
 def _told(case: Case) -> int:
@@ -25,7 +36,7 @@ def _wait_told(case: Case, before: int, seconds: float = 40) -> None:
 
 
 def kill_tracking(case: Case, phase: str) -> str:
-    doing, before = case.aim(phase), _told(case)
+    doing, before = _aim(case, phase), _told(case)
     case.world.tracking.kill()
     try:
         _wait_told(case, before)
@@ -36,7 +47,7 @@ def kill_tracking(case: Case, phase: str) -> str:
 
 
 def hang_tracking(case: Case, phase: str) -> str:
-    doing, before = case.aim(phase), _told(case)
+    doing, before = _aim(case, phase), _told(case)
     case.world.tracking.signal(signal.SIGSTOP)
     try:
         _wait_told(case, before)
@@ -47,7 +58,7 @@ def hang_tracking(case: Case, phase: str) -> str:
 
 def restart_tracking(case: Case, phase: str) -> str:
     """In good order, by an administrator."""
-    doing, before = case.aim(phase), _told(case)
+    doing, before = _aim(case, phase), _told(case)
     case.world.tracking.stop()
     case.world.tracking.start()
     _wait_told(case, before, 5)
@@ -55,7 +66,7 @@ def restart_tracking(case: Case, phase: str) -> str:
 
 
 def kill_database(case: Case, phase: str) -> str:
-    doing, before = case.aim(phase), _told(case)
+    doing, before = _aim(case, phase), _told(case)
     case.world.postgres.kill()
     try:
         _wait_told(case, before)
@@ -67,7 +78,7 @@ def kill_database(case: Case, phase: str) -> str:
 
 def refuse_connections(case: Case, phase: str) -> str:
     """The database runs, but lets nobody in."""
-    doing, before, postgres = case.aim(phase), _told(case), case.world.postgres
+    doing, before, postgres = _aim(case, phase), _told(case), case.world.postgres
     names = "'mlflow', 'optuna'"
     for name in ("mlflow", "optuna"):
         postgres.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false", "postgres")
@@ -84,7 +95,7 @@ def refuse_connections(case: Case, phase: str) -> str:
 
 def cut_servers(case: Case, phase: str) -> str:
     """Packets to MLflow and the database vanish."""
-    doing, before = case.aim(phase), _told(case)
+    doing, before = _aim(case, phase), _told(case)
     case.world.cut(SERVER)
     try:
         _wait_told(case, before, 90)

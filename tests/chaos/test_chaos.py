@@ -23,14 +23,14 @@ from chaos.faults import FAULTS
 from chaos.hitting import MissedError
 from chaos.world import HEAD, WORKERS, World, world
 from cluster.machines import missing
-from kills import check_accounts, check_mlflow, check_results, count_mlflow, made_again
+from kills import Again, check_accounts, check_mlflow, check_results, count_mlflow, made_again
 from postgres import BINARIES
 from rich.console import Console
 from rich.table import Table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-TWO = {"resources__workers_per_trial": 2, "resources__max_concurrent": 1, "search__num_trials": 12}
+TWO = {"resources__workers_per_trial": 2, "resources__max_concurrent": 1, "search__num_trials": 6}
 ELASTIC = TWO | {"resources__cpus_per_worker": 2, "resources__min_workers_per_trial": 1}
 PLAIN: tuple[dict[str, Any], frozenset[str]] = ({}, frozenset())
 SERVERS: tuple[dict[str, Any], frozenset[str]] = ({}, frozenset({"servers"}))
@@ -98,9 +98,18 @@ class Account:
             which = max((n for n, before in enumerate(befores) if before < again.attempt), default=None)
             assert which is not None or not again.steps, f"{again} before any fault"
             if which is not None:
-                self.again[which].append(again.steps)
-                limit = CHECKPOINT * (2 if "checkpoint" in self.blows[which].fault else 1)
-                assert again.steps <= limit, f"{again} after {self.blows[which]}"
+                self._count(which, again)
+        for which, blow in enumerate(self.blows):
+            for trial_id, step in blow.reached.items():
+                later = case.attempts()[trial_id][blow.attempts_before.get(trial_id, 0) :]
+                made = [a for a in later if a.from_step is not None][:1]
+                for a in made:
+                    self._count(which, Again(trial_id, a.attempt, step - (a.from_step or 0)))
+
+    def _count(self, which: int, again: Again) -> None:
+        self.again[which].append(again.steps)
+        limit = CHECKPOINT * (2 if "checkpoint" in self.blows[which].fault else 1)
+        assert again.steps <= limit, f"{again} after {self.blows[which]}"
 
     def _mlflow(self, case: Case) -> None:
         self.duplicated, self.lost = count_mlflow(case.config, case.uri)
@@ -160,11 +169,12 @@ def strike(case: Case, name: str) -> None:
     fault = FAULTS[name]
     for _ in range(TRIES):
         phase = case.rng.choice(PHASES)
-        before = {trial_id: len(found) for trial_id, found in case.attempts().items()}
+        case.count()
+        case.reached = {}
         started = time.monotonic()
         try:
             case.let_train(case.rng.uniform(0, 1))
-            blow = Blow(name, phase, fault.strike(case, phase), before)
+            note = fault.strike(case, phase)
         except EndedError:
             say(f"  {name}: the sweep has ended before")
             return
@@ -172,6 +182,7 @@ def strike(case: Case, name: str) -> None:
             say(f"  {name}: {error}")
             continue
         struck = time.monotonic()
+        blow = Blow(name, phase, note, case.attempts_before, case.reached)
         case.blows.append(blow)
         follow(case, blow, ends=fault.ends_driver)
         blow.seconds = time.monotonic() - struck
