@@ -23,11 +23,11 @@ def test_the_cases_have_names_of_their_own() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_broken_file_gives_one_line_with_place_and_rule(case: BadYaml, tmp_path: Path) -> None:
     path = case.write(tmp_path)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ConfigError) as caught:
         read_sweep(path)
     message = str(caught.value)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert message.startswith(f"{path}:{case.line}: " if case.line else str(path))
     assert len(message.splitlines()) == 1
     for words in case.words:
