@@ -14,6 +14,8 @@ SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 TOOLS = ("unshare", "nsenter", "ip", "mount", "ssh", "ssh-keygen", "rsync")
 USER, HOME = "ray", "/home/ray"
 """The one user on every machine: user 0 under another name, with a home of its own."""
+_OWN = ("/tmp", "/run", "/home", "/dev/shm")
+"""What a machine shares with no other: empty when it boots."""
 _NAMESPACES = ("--pid", "--mount", "--net", "--uts", "--ipc")
 _START_S = 20.0
 
@@ -68,6 +70,12 @@ class Machine:
         self._process.wait()
 
 
+def _kept() -> list[str]:
+    """This project and this Python, where a folder that each machine has of its own would hide them."""
+    needed = {Path(__file__).parents[2], Path(sys.prefix), Path(sys.base_prefix)}
+    return sorted(str(path) for path in needed if any(path.is_relative_to(own) for own in _OWN))
+
+
 def _path() -> str:
     return f"{Path(sys.prefix) / 'bin'}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
@@ -77,8 +85,9 @@ set -euo pipefail
 mkdir -p {scratch}/shared
 mount --make-rprivate /
 mount -t tmpfs tmpfs /mnt && mkdir /mnt/shared /mnt/lan && mount --bind {scratch}/shared /mnt/shared
-mount --bind {scratch} /mnt/lan
-for folder in /tmp /run /home /dev/shm; do mount -t tmpfs -o mode=1777 tmpfs $folder; done
+mount --bind {scratch} /mnt/lan && mkdir /mnt/host && mount --rbind / /mnt/host
+for folder in {own}; do mount -t tmpfs -o mode=1777 tmpfs $folder; done
+for kept in {kept}; do mkdir -p "$kept" && mount --rbind "/mnt/host$kept" "$kept"; done && umount -l /mnt/host
 mkdir -m 700 {home} && mkdir -p /run/sshd {home}/.ssh
 printf '%s\\n' '{user}:x:0:0::{home}:/bin/bash' 'sshd:x:100:65534::/run/sshd:/usr/sbin/nologin' \\
     'nobody:x:65534:65534::/:/usr/sbin/nologin' > /run/passwd
@@ -150,7 +159,16 @@ class Lan:
 
     def _boot(self, name: str) -> None:
         hosts = " ".join(shlex.quote(f"{address} {host}") for host, address in self.addresses.items())
-        script = _BOOT.format(name=name, scratch=self.scratch, user=USER, home=HOME, sshd=SSHD, hosts=hosts)
+        script = _BOOT.format(
+            name=name,
+            scratch=self.scratch,
+            user=USER,
+            home=HOME,
+            sshd=SSHD,
+            hosts=hosts,
+            own=shlex.join(_OWN),
+            kept=shlex.join(_kept()),
+        )
         with (self.scratch / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 ["unshare", *_NAMESPACES, "--mount-proc", "--fork", "--kill-child", "bash", "-c", script],
