@@ -71,11 +71,19 @@ def test_everything_but_the_service_imports_without_ray_and_mlflow():
     assert int(run_python(IMPORT_ALL_BLOCKED, *above)) > 10
 
 
+def imported(module: str, heavy: set[str]) -> str:
+    """What of `heavy` is loaded with a module."""
+    return run_python(f"import {module}, sys; print(*sorted({heavy!r} & set(sys.modules)))")
+
+
 @pytest.mark.parametrize("module", ["dtr_ray", "dtr_ray.config"])
 def test_configuration_imports_without_torch(module: str):
-    heavy = {"torch", "ray", "mlflow", "numpy", "matplotlib"}
-    code = f"import {module}, sys; print(*sorted({heavy!r} & set(sys.modules)))"
-    assert run_python(code) == ""
+    assert imported(module, {"torch", "ray", "mlflow", "numpy", "matplotlib"}) == ""
+
+
+def test_a_sweeps_driver_starts_without_what_its_trials_alone_need():
+    needless = {"diffusers", "timm", "torchvision", "transformers", "matplotlib", "mlflow"}
+    assert imported("dtr_ray.service.sweep", needless) == ""
 
 
 def test_modules_are_under_300_lines():

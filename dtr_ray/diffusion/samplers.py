@@ -10,8 +10,6 @@ from itertools import accumulate, repeat
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from dtr_ray.diffusion.noise import NoiseSchedule
@@ -199,6 +197,9 @@ def _null_like(labels: Tensor, null_label: int | Tensor) -> Tensor:
 
 def _ddim_scheduler(schedule: NoiseSchedule, timesteps: list[int]) -> Any:
     """A scheduler of the kept timesteps alone, counted from 0: so its step before is the kept one before."""
+    # Imported here and below: diffusers takes seconds, which no sweep's driver and no first step waits for.
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
     abar = schedule.alphas_cumprod[timesteps[::-1]]
     betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
     scheduler = DDIMScheduler(
@@ -252,6 +253,8 @@ def _ddpm(schedule: NoiseSchedule, timesteps: list[int], step_noise: StepNoise |
 
 def _dpm_solver(schedule: NoiseSchedule, timesteps: list[int], step_noise: StepNoise | None) -> Step:
     """DPM-Solver++(2M) (Lu et al., algorithm 2)."""
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
     scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=schedule.num_timesteps,
         trained_betas=schedule.betas.tolist(),
