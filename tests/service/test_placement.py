@@ -35,6 +35,7 @@ def test_trials_side_by_side_report_what_the_plain_loop_reports(finished_sweep: 
         assert {step: metrics[METRIC] for step, metrics in trial.reports.items()}.items() <= values.items()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_trials_of_two_workers_follow_one_another_on_two_slots_though_one_is_stopped_and_one_loses_a_worker(
     ray_cluster: str, tmp_path: Path

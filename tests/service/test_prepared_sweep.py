@@ -11,8 +11,7 @@ from dtr_ray.service.sweep import run_sweep
 
 
 # Two trials of one process each, side by side; or one of two workers.
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_trials_of_a_sweep_read_the_prepared_folder(ray_cluster: str, tmp_path: Path, workers: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
     writer = FolderWriter(tmp_path / "pixels", [16, 16, 8], resolution=8, num_classes=4)
