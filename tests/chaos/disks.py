@@ -2,17 +2,20 @@
 
 import os
 import random
+import shlex
 import shutil
 import signal
+import subprocess
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from chaos.case import Case, Doing
 from chaos.driver import wait_until
 from chaos.hitting import GONE_S, MissedError, at, end, kill, text_of
 from chaos.world import HEAD, WORKERS
+from cluster.machines import Machine
 
 TEMPORARY_MB = 4000
 """Of /tmp on a machine."""
@@ -49,18 +52,68 @@ def _fill(file: int, where: Path) -> None:
 def fill_temporary(case: Case, phase: str) -> str:
     """/tmp of a machine is full for some seconds: Ray's own logs and sockets are there."""
     doing = case.aim(phase)
-    machine = case.world.lan.machines[doing.attempt.host]
-    # Its disk is made as small as what is on it.
+    with _no_room(case.world.lan.machines[doing.attempt.host]):
+        time.sleep(case.rng.uniform(5, 12))
+    return at(doing)
+
+
+def fill_object_store(case: Case, phase: str) -> str:
+    """Ray's object store on a machine is full of what is in use, and so is the disk that it spills to."""
+    doing = case.aim(phase)
+    host = doing.attempt.host
+    machine = case.world.lan.machines[host]
+    hoard = f"env {case.world.settings(host)} python -c {shlex.quote(_HOARD)}"
+    with subprocess.Popen(
+        machine.command(hoard),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            if process.stdout.readline() != "ready\n":
+                raise MissedError("Ray takes no other program there")
+            with _no_room(machine):
+                print("go", file=process.stdin, flush=True)
+                held = process.stdout.readline().strip()
+                time.sleep(case.rng.uniform(5, 12))
+        finally:
+            # Its process in the machine ends with its input.
+            process.stdin.close()
+    if not held:
+        raise MissedError("it was not filled")
+    return f"{at(doing)}, {held}"
+
+
+_HOARD = """
+import sys, numpy, ray
+ray.init(address="auto", log_to_driver=False)
+print("ready", flush=True)
+sys.stdin.readline()
+held = []
+try:
+    while True:
+        held.append(ray.get(ray.put(numpy.ones(1 << 20, numpy.uint8))))
+except Exception as error:
+    print(len(held), "MB,", type(error).__name__, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def _no_room(machine: Machine) -> Iterator[None]:
+    """The machine's /tmp is as small as what is on it."""
     used = "$(($(df --output=used -k /tmp | tail -1) + 16))"
     machine.run(f"until mount -o remount,size={used}k /tmp; do sleep 0.1; done", timeout=10)
     try:
         free = int(machine.run("df --output=avail -k /tmp | tail -1"))
-        time.sleep(case.rng.uniform(5, 12))
+        yield
     finally:
         machine.run(f"mount -o remount,size={TEMPORARY_MB}m /tmp")
     if free > 64:
         raise MissedError(f"there was room of {free} KiB")
-    return at(doing)
 
 
 def lose_unsynced(case: Case, phase: str) -> str:

@@ -53,6 +53,7 @@ FAULTS: dict[str, Fault] = {
     "servers cut off": Fault(outages.cut_servers, _SERVERS),
     "results' disk full": Fault(disks.fill_results),
     "/tmp full": Fault(disks.fill_temporary),
+    "Ray's object store full": Fault(disks.fill_object_store),
     "power off: unsynced lost": Fault(disks.lose_unsynced, ends_driver=True),
     "checkpoint truncated": Fault(disks.damaged(disks.truncate)),
     "checkpoint's bit flipped": Fault(disks.damaged(disks.flip_bit)),
