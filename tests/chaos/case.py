@@ -1,9 +1,10 @@
 """One sweep among faults: started and resumed as its user would, and watched for the moment to strike."""
 
 import random
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,20 @@ class Case:
     def folder(self) -> Path:
         return folder_of(self.config)
 
-    @property
-    def uri(self) -> str | None:
-        """Where its records are, as this host reaches it; None for the default."""
-        return self.world.tracking.store if "servers" in self.has else None
+    def records_uri(self) -> str:
+        """Address of its records in MLflow, as this host reaches them.
+
+        Of a file it is a copy: this process keeps what it once read open, under the next one's name.
+        """
+        if "servers" in self.has:
+            return self.world.tracking.store
+        copy = self.world.lan.scratch / f"{self.name}-mlflow.db"
+        with (
+            closing(sqlite3.connect(self.world.runs / "mlflow.db")) as source,
+            closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+        return f"sqlite:///{copy}"
 
     @property
     def study(self) -> str:

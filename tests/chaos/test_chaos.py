@@ -1,4 +1,4 @@
-"""A hundred random faults over seventeen small sweeps on a cluster of three machines; all sweeps end right.
+"""A hundred random faults over twenty small sweeps on a cluster of three machines; all sweeps end right.
 
 As root on Linux, with Debian's postgresql, openssh-server and rsync; in about an hour on two cores:
 
@@ -43,7 +43,7 @@ KINDS: list[tuple[dict[str, Any], frozenset[str]]] = [
     PLAIN,
 ]
 """Trials of one process or of two workers of Ray Train; MLflow's server and PostgreSQL, or files."""
-NUM_SWEEPS, FAULTS_PER_SWEEP, TRIES = 17, 6, 3
+NUM_SWEEPS, FAULTS_PER_SWEEP, TRIES = 20, 6, 3
 _CHOSEN = os.environ.get("DTR_RAY_CHAOS_FAULTS")
 _OURS = ("ray::ResourceTrainable", "ray::RayTrainWorker", "ray::TrainController", "ray::Gate", "ray::_Gate")
 
@@ -112,8 +112,9 @@ class Account:
         assert again.steps <= limit, f"{again} after {self.blows[which]}"
 
     def _mlflow(self, case: Case) -> None:
-        self.duplicated, self.lost = count_mlflow(case.config, case.uri)
-        check_mlflow(case.config, case.uri)
+        uri = case.records_uri()
+        self.duplicated, self.lost = count_mlflow(case.config, uri)
+        check_mlflow(case.config, uri)
 
     def _gone(self, case: Case) -> None:
         def left() -> list[str]:
