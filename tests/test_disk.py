@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from power import can_build, power_log
+from small_disks import fill, small_disk
 from tiny_trials import tiny_config
 
 from dtr_ray import disk
@@ -175,21 +176,13 @@ def test_folders_are_made_with_those_above_them(tmp_path: Path):
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB, full to its last page; after a while there is room again."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs rights that this process lacks")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "small", "4m") as folder:
+        yield folder
 
 
 @contextmanager
 def full_for_a_while(folder: Path) -> Iterator[None]:
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
+    ballast = fill(folder)
     timer = threading.Timer(0.2, ballast.unlink)
     timer.start()
     yield

@@ -19,6 +19,7 @@ from chaos.servers import Tracking
 from cluster.machines import Lan, lan
 from postgres import PASSWORD, Postgres
 from power import PowerLog, can_build
+from small_disks import small_disk
 
 ROOT = Path(__file__).parents[2]
 HEAD, WORKERS, SERVER = "head", ("one", "two"), "server"
@@ -246,21 +247,12 @@ def _words(pid: int) -> str:
 
 
 @contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    """A small disk."""
-    folder.mkdir()
-    options = ["-t", "tmpfs", "-o", f"size={_DISK_MB}m,mode=755", "tmpfs", str(folder)]
-    subprocess.run(["mount", *options], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@contextmanager
 def world(scratch: Path) -> Iterator[World]:
     """A world for the time of a test; nothing of it stays."""
-    with _disk(scratch / "shared"), lan(scratch, ["switch", HEAD, *WORKERS, SERVER]) as network:
+    with (
+        small_disk(scratch / "shared", f"{_DISK_MB}m"),
+        lan(scratch, ["switch", HEAD, *WORKERS, SERVER]) as network,
+    ):
         server = network.machines[SERVER]
         enter = ["nsenter", f"--target={server.pid}", "--net"]
         postgres = Postgres(enter, network.addresses[SERVER])

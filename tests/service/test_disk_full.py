@@ -8,7 +8,6 @@ On a small file system of its own, which needs the right to mount one. Takes abo
 import contextlib
 import random
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from kills import check_accounts, check_mlflow, check_steps, run_to_the_end
+from small_disks import fill, small_disk
 from tiny_sweeps import SweepCommand, folder_of, sweep_command, tiny_sweep, wait_until
 
 from dtr_ray.disk import WAITING
@@ -40,25 +40,14 @@ CHANGES = {
 @pytest.fixture
 def small() -> Iterator[Path]:
     """A file system of 80 MB; its path is short, for Ray's sockets."""
-    with tempfile.TemporaryDirectory(prefix="s") as place:
-        folder = Path(place) / "small"
-        folder.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(folder)]
-        if subprocess.run(mount, capture_output=True, check=False).returncode:
-            pytest.skip("mounting a small file system needs rights that this process lacks")
+    with tempfile.TemporaryDirectory(prefix="s") as place, small_disk(Path(place) / "small", "80m") as folder:
         yield folder
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @contextlib.contextmanager
 def full(folder: Path) -> Iterator[None]:
     """No byte is left in the folder meanwhile."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (2**20, 4096):
-            with contextlib.suppress(OSError):
-                while file.write(bytes(size)) == size:
-                    pass
+    ballast = fill(folder)
     yield
     ballast.unlink()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_disks import small_disk
 
 from dtr_ray.service.records import RecordWriter, read_lines, record_path
 
@@ -200,18 +201,11 @@ TMPFS_FULL = """
 
 
 def test_a_full_file_system_stops_nobody_and_loses_nothing(tmp_path):
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs rights that this process lacks")
-    try:
+    with small_disk(tmp_path / "small", "64k") as folder:
         done = run_python(TMPFS_FULL, folder)
         assert done.returncode == 0, done.stderr
         assert steps(folder / "w.jsonl", "loss") == list(range(200))
         assert steps(folder / "new" / "late.jsonl", "loss") == [0]
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_what_waits_in_memory_is_bounded(tmp_path):

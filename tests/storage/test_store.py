@@ -1,9 +1,11 @@
 """Objects in a store: whole or absent, and tried again while the store is away."""
 
+import random
 import threading
 from pathlib import Path
 
 import pytest
+from small_disks import fill, small_disk
 
 from dtr_ray.storage.pieces import PIECE_BYTES, PieceWriter, read_all_pieces, read_pieces
 from dtr_ray.storage.store import DamagedError, Store, StoreClosedError
@@ -54,6 +56,29 @@ def test_a_request_waits_for_a_store_that_is_away(store: Store, tmp_path: Path):
     assert done.wait(10)
     assert store.away_s == 0
     assert store.get("one") == b"1"
+
+
+def test_requests_wait_for_room_in_a_store_that_is_full(tmp_path: Path):
+    before, after = random.Random(0).randbytes(2**20), random.Random(1).randbytes(2**20)
+    (tmp_path / "two").write_bytes(after)
+    with small_disk(tmp_path / "small", "4m") as folder:
+        store = Store(folder.as_uri())
+        store.put("one", before)
+        ballast = fill(folder)
+        requests = [lambda: store.put("one", after), lambda: store.put_file("two", tmp_path / "two")]
+        threads = [threading.Thread(target=request, daemon=True) for request in requests]
+        for thread in threads:
+            thread.start()
+            thread.join(0.3)
+            assert thread.is_alive()
+        assert store.away_s > 0
+        assert store.get("one") == before
+        ballast.unlink()
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+        assert [entry.name for entry in store.entries()] == ["one", "two"]
+        assert store.get("one") == store.get("two") == after
 
 
 def test_nobody_waits_for_a_store_that_was_closed(store: Store, tmp_path: Path):
