@@ -19,7 +19,7 @@ from dtr_ray.service.attempts import Attempt
 PHASES = ("loading", "training", "evaluating", "checkpointing")
 EVERY, CHECKPOINT, STEPS = 60, 20, 240
 SWEEP: dict[str, Any] = {
-    "search__num_trials": 18,
+    "search__num_trials": 26,
     "trial__training__num_steps": STEPS,
     "trial__training__batch_size": 256,
     "trial__training__log_every_steps": 5,

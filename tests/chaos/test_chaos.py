@@ -30,7 +30,7 @@ from rich.table import Table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-TWO = {"resources__workers_per_trial": 2, "resources__max_concurrent": 1, "search__num_trials": 6}
+TWO = {"resources__workers_per_trial": 2, "resources__max_concurrent": 1, "search__num_trials": 8}
 ELASTIC = TWO | {"resources__cpus_per_worker": 2, "resources__min_workers_per_trial": 1}
 PLAIN: tuple[dict[str, Any], frozenset[str]] = ({}, frozenset())
 SERVERS: tuple[dict[str, Any], frozenset[str]] = ({}, frozenset({"servers"}))
