@@ -31,11 +31,12 @@ SWEEP: dict[str, Any] = {
     "resources__max_concurrent": 2,
     # As for machines that may be taken away: each of these faults may hit the same trial.
     "failures__retries": 20,
-    "failures__stall_timeout_s": 400,
+    # Ray's head places nothing for up to 420 s after a machine was cut off while it was asked for resources.
+    "failures__stall_timeout_s": 600,
     "failures__hang_timeout_s": 10,
     "failures__hang_factor": 5,
 }
-_AIM_S, _SETTLE_S, _END_S = 25.0, 500.0, 600.0
+_AIM_S, _SETTLE_S, _END_S = 25.0, 700.0, 800.0
 
 
 @dataclass
