@@ -98,16 +98,23 @@ def test_a_record_is_never_older_than_the_one_before(tmp_path: Path, monkeypatch
 
 
 def jump_while_it_trains(command: SweepCommand, clock: Clock, folder: Path, jumps_s: tuple[int, ...]) -> None:
-    """A jump after every further 20 steps, of whatever trial."""
+    """A jump after every 20 further steps, of whatever trial; it stays until the journal has an event."""
 
     def made() -> int:
         assert command.process.poll() is None, command.output
         names = [path.name for path in (folder / "trials").glob("t*")]
         return sum(attempt.num_steps for name in names for attempt in attempts(folder, name))
 
-    for number, jump_s in enumerate(jumps_s, 1):
-        wait_until(lambda due=20 * number: made() >= due, 600.0, "more steps")
+    def seen() -> int:
+        path = folder / "journal.jsonl"
+        return len(read_events(path)) if path.exists() else 0
+
+    for jump_s in jumps_s:
+        due = made() + 20
+        wait_until(lambda due=due: made() >= due, 600.0, "more steps")
         clock.shift(jump_s)
+        before = seen()
+        wait_until(lambda before=before: seen() > before, 600.0, "the next event")
 
 
 @pytest.mark.slow
@@ -118,7 +125,7 @@ def test_a_sweep_whose_clock_jumps_by_days_ends_as_if_it_did_not(
     workers: int, tmp_path: Path, shared_cache: Path
 ):
     changes: dict[str, Any] = {
-        "search__num_trials": 3,
+        "search__num_trials": 5,
         "resources__workers_per_trial": workers,
         "resources__max_concurrent": 3 - workers,
         "early_stopping": {"name": "none"},
