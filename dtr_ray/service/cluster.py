@@ -51,7 +51,7 @@ def connect(*, dashboard: bool) -> None:
     if ray.is_initialized():
         return
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None)
+    address = _address()
     if address in (None, "local"):
         # Trials hand over reports of some hundred bytes: a small store fits any machine's /dev/shm.
         settings |= {"include_dashboard": dashboard, "object_store_memory": _OBJECT_STORE_BYTES}
@@ -64,6 +64,16 @@ def connect(*, dashboard: bool) -> None:
             ray.init(**settings)
         except ConnectionError as error:
             raise ValueError(f"the Ray cluster cannot be reached: {error}") from error
+
+
+def starts_here() -> bool:
+    """Whether `connect` has no cluster to join, and will start one on this machine."""
+    return not ray.is_initialized() and _address() in (None, "local")
+
+
+def _address() -> str | None:
+    address: str | None = os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None)
+    return address
 
 
 @contextmanager

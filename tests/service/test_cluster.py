@@ -103,9 +103,12 @@ def test_a_trial_that_does_not_fit_is_refused_with_what_it_needs_and_what_there_
     assert "\n" not in text
 
 
-def test_a_sweep_whose_trials_do_not_fit_says_so_at_once_and_exits_with_2(tmp_path: Path):
+@pytest.mark.parametrize("here", [True, False])
+def test_a_sweep_whose_trials_do_not_fit_says_so_at_once_and_exits_with_2(
+    ray_cluster: str, tmp_path: Path, here: bool
+):
     config = tiny_sweep(tmp_path, resources__workers_per_trial=3, resources__cpus_per_worker=100)
-    with sweep_command(config) as command:
+    with sweep_command(config, RAY_ADDRESS="local" if here else ray_cluster) as command:
         assert command.wait(60.0) == 2
         errors = [line for line in command.output.splitlines() if line]
         assert len(errors) == 1, command.output
