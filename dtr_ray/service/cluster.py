@@ -38,21 +38,25 @@ class TooSmallError(ValueError):
     """A single trial needs more than the whole cluster has."""
 
 
-def connect(*, dashboard: bool) -> None:
+def connect(*, dashboard: bool, needs: ResourcesConfig | None = None) -> None:
     """Joins the Ray cluster of RAY_ADDRESS or of this machine, or starts one here.
 
     Ray Train's clean-up of lost worker groups asks the dashboard's state server, so a cluster for Ray
     Train is started with it; without it such a clean-up never ends and the next trial waits for ever.
 
-    Raises ValueError where the cluster does not answer.
+    Raises ValueError where the cluster does not answer, and TooSmallError where this machine, on which one
+    would be started, has no room for a trial that `needs` so much.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = _address()
+    address = os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None)
     if address in (None, "local"):
+        if needs is not None:
+            # Ray takes seconds to start.
+            num_concurrent_trials(needs, local_nodes())
         # Trials hand over reports of some hundred bytes: a small store fits any machine's /dev/shm.
         settings |= {"include_dashboard": dashboard, "object_store_memory": _OBJECT_STORE_BYTES}
         # Whoever reaches it may submit code.
@@ -64,16 +68,6 @@ def connect(*, dashboard: bool) -> None:
             ray.init(**settings)
         except ConnectionError as error:
             raise ValueError(f"the Ray cluster cannot be reached: {error}") from error
-
-
-def starts_here() -> bool:
-    """Whether `connect` has no cluster to join, and will start one on this machine."""
-    return not ray.is_initialized() and _address() in (None, "local")
-
-
-def _address() -> str | None:
-    address: str | None = os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None)
-    return address
 
 
 @contextmanager

@@ -79,14 +79,11 @@ def run_sweep(
         check_study(config.storage.study)
     num_concurrent, data_identity = 0, None
     if not _is_complete(config, folder):
-        if cluster.starts_here():
-            # Told before Ray takes its seconds to start.
-            cluster.num_concurrent_trials(config.resources, cluster.local_nodes())
         data_identity = identity_of(config.trial.data, cache_dir())
         if holds_sweep(folder):
             check_same_data(folder, data_identity)
         weights = fetch_here(trial_weights(config.trial))
-        cluster.connect(dashboard=config.resources.uses_train)
+        cluster.connect(dashboard=config.resources.uses_train, needs=config.resources)
         num_concurrent = cluster.num_concurrent_trials(config.resources, cluster.nodes())
         fetch_on_nodes(weights)
     make_folder(folder)
