@@ -17,23 +17,18 @@ import ctypes
 import os
 import random
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_SOURCE = Path(__file__).with_name("power.c")
+from preloaded import build
+
 _PAGE = 4096
 
 Entries = dict[str, tuple[str, str]]
 """(key, kind) by name; kind is f, d or o."""
-
-
-def can_build() -> bool:
-    """Whether there is a compiler."""
-    return shutil.which("gcc") is not None
 
 
 @contextmanager
@@ -58,9 +53,7 @@ class PowerLog:
 
     def __init__(self, folder: Path, place: Path) -> None:
         self._folder, self._place = folder, place
-        library = place / "power.so"
-        build = ["gcc", "-O1", "-shared", "-fPIC", "-o", str(library), str(_SOURCE), "-ldl"]
-        subprocess.run(build, check=True, capture_output=True)
+        library = build("power", place)
         self._library = ctypes.CDLL(str(library))
         self.env = {"LD_PRELOAD": str(library), "POWER_FOLDER": str(folder), "POWER_LOG": str(place)}
         """For the processes' environment."""

@@ -1,5 +1,7 @@
 """Real file systems that are small enough to be filled."""
 
+import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,11 +28,13 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Takes all room of the file system, to its last page; returns the file to remove."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (2**20, 4096):
-            with suppress(OSError):
-                while file.write(bytes(size)) == size:
-                    pass
+    """Takes all room of the file system, and what is given back meanwhile; returns the file to remove."""
+    ballast, size = folder / "ballast", 0
+    with ballast.open("wb") as file:
+        for _ in range(20):
+            free = shutil.disk_usage(folder).free
+            if free:
+                with suppress(OSError):
+                    os.posix_fallocate(file.fileno(), size, free)
+                    size += free
     return ballast

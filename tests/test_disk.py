@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from power import can_build, power_log
+from power import power_log
+from preloaded import can_build
 from small_disks import fill, small_disk
 from tiny_trials import tiny_config
 

@@ -93,14 +93,16 @@ def expected_log_steps(config: SweepConfig, record: TrialRecord) -> list[int]:
     return [s for s in range(1, record.last_step + 1) if s % every == 0 or s == total]
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float, what: str = "") -> Any:
+def wait_until(
+    condition: Callable[[], Any], timeout_s: float, what: str = "", *, poll_s: float = 0.02
+) -> Any:
     """What `condition` returns once that is true; TimeoutError if it never is."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         found = condition()
         if found:
             return found
-        time.sleep(0.02)
+        time.sleep(poll_s)
     raise TimeoutError(f"not within {timeout_s} s: {what or condition}")
 
 

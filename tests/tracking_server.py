@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 from postgres import PASSWORD, Postgres
-from service.mlflow_server import free_port
+from service.mlflow_server import SETTINGS, free_port
 
 ROOT = Path(__file__).parents[1]
 USER = "sweeper"
@@ -40,8 +40,7 @@ class TrackingServer:
         self._environment = {
             "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
             "HOME": str(folder),
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            **SETTINGS,
             "TRACKING_PORT": str(self.port),
             "TRACKING_WORKERS": "1",
             "TRACKING_SECRETS": str(folder / "secrets"),

@@ -178,7 +178,7 @@ class Case:
             return "checkpointing"
         if attempt.to_step % EVERY:
             return "training"
-        done = f'"step": {attempt.to_step}' in _text(folder / "reports.jsonl")
+        done = f'"step": {attempt.to_step}' in text_of(folder / "reports.jsonl")
         return None if done else "evaluating"
 
     def aim(self, phase: str) -> Doing:
@@ -234,7 +234,8 @@ class EndedError(Exception):
     """The driver has ended before the fault struck."""
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """A file's text, empty where there is none."""
     try:
         return path.read_text()
     except FileNotFoundError:

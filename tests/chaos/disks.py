@@ -8,14 +8,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from chaos.case import Case, Doing
-from chaos.driver import wait_until
-from chaos.hitting import GONE_S, MissedError, at, end, kill, text_of
+from chaos.case import Case, Doing, text_of
+from chaos.hitting import GONE_S, MissedError, at, end, kill
 from chaos.world import HEAD, WORKERS
 from cluster.machines import Machine
+from small_disks import fill
+from tiny_sweeps import wait_until
 
 TEMPORARY_MB = 4000
 """Of /tmp on a machine."""
@@ -24,10 +25,8 @@ TEMPORARY_MB = 4000
 def fill_results(case: Case, phase: str) -> str:
     """No byte is left where results go, for some seconds."""
     doing = case.aim(phase)
-    ballast = case.world.runs.parent / "ballast"
+    ballast = fill(case.world.runs.parent)
     try:
-        with ballast.open("wb") as file:
-            _fill(file.fileno(), case.world.runs)
         time.sleep(case.rng.uniform(5, 12))
         waits = any("waiting for disk" in text_of(p) for p in case.folder.glob("trials/*/progress.json"))
         refused = shutil.disk_usage(case.world.runs).free == 0
@@ -36,17 +35,6 @@ def fill_results(case: Case, phase: str) -> str:
     if not refused:
         raise MissedError("there was room")
     return at(doing) + (", waited" if waits else "")
-
-
-def _fill(file: int, where: Path) -> None:
-    """Takes all room, and what is given back meanwhile."""
-    size = 0
-    for _ in range(20):
-        free = shutil.disk_usage(where).free
-        if free:
-            with suppress(OSError):
-                os.posix_fallocate(file, size, free)
-                size += free
 
 
 def fill_temporary(case: Case, phase: str) -> str:
@@ -168,7 +156,7 @@ def _check_read(case: Case, doing: Doing, damaged: int) -> None:
             raise MissedError("the checkpoint was not read")
         return bool(steps) or case.driver.code is not None
 
-    wait_until(begun, 240, "the trial goes on after its damaged checkpoint")
+    wait_until(begun, 240, "the trial goes on after its damaged checkpoint", poll_s=0.1)
 
 
 def truncate(checkpoint: Path, rng: random.Random) -> None:

@@ -2,22 +2,11 @@
 
 import os
 import subprocess
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from cluster.machines import Machine
-
-
-def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """What `condition` returns once it is true; raises AssertionError where it takes too long."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"not in {seconds:g} s: {what}"
-        time.sleep(0.1)
-    return found
+from tiny_sweeps import wait_until
 
 
 class Driver:

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from chaos.case import Case, Doing
-from chaos.driver import wait_until
 from chaos.world import HEAD, WORKERS, Process
+from tiny_sweeps import wait_until
 
 GONE_S = 60.0
 """For what has to end."""
@@ -40,14 +40,6 @@ def titled(case: Case, *titles: str) -> list[tuple[str, Process]]:
         for title in titles
         for process in case.world.processes(name, title)
     ]
-
-
-def text_of(path: Path) -> str:
-    """A file's text, empty where there is none."""
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""
 
 
 def at(doing: Doing) -> str:

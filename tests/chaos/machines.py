@@ -4,10 +4,9 @@ import time
 from pathlib import Path
 
 from chaos.case import Case
-from chaos.driver import wait_until
 from chaos.hitting import GONE_S, MissedError, at, end, titled
 from chaos.world import HEAD, RAY, WORKERS
-from tiny_sweeps import records
+from tiny_sweeps import records, wait_until
 
 _DAY_S = 86400
 
@@ -130,7 +129,7 @@ def cut_for_long(case: Case, phase: str) -> str:
         raise MissedError("it is the head")
     case.world.cut(host)
     try:
-        wait_until(lambda: host not in case.world.alive(), GONE_S, f"Ray gives {host} up")
+        wait_until(lambda: host not in case.world.alive(), GONE_S, f"Ray gives {host} up", poll_s=0.1)
         time.sleep(case.rng.uniform(0, 10))
     finally:
         case.world.mend(host)
@@ -143,7 +142,7 @@ def cut_head_for_long(case: Case, phase: str) -> str:
     doing = case.aim(phase)
     case.world.cut(HEAD)
     try:
-        wait_until(lambda: not (set(WORKERS) & set(case.world.alive())), GONE_S, "Ray gives all up")
+        wait_until(lambda: not set(WORKERS) & set(case.world.alive()), GONE_S, "Ray gives all up", poll_s=0.1)
         time.sleep(case.rng.uniform(0, 5))
     finally:
         case.world.mend(HEAD)

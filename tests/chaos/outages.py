@@ -2,13 +2,15 @@
 
 import signal
 import time
+from collections.abc import Callable
 
 from chaos.case import Case, Doing
 from chaos.hitting import MissedError, at
-from chaos.world import SERVER
+from chaos.world import SERVER, World
 
 AWAY = ("takes no records now", "its database is away")
 """What a sweep says when a server does not answer."""
+_DATABASES = ("mlflow", "optuna")
 
 
 def _aim(case: Case, phase: str) -> Doing:
@@ -26,7 +28,7 @@ def _told(case: Case) -> int:
     return sum(case.driver.output.count(words) for words in AWAY)
 
 
-def _wait_told(case: Case, before: int, seconds: float = 40) -> None:
+def _wait_told(case: Case, before: int, seconds: float) -> None:
     """Until the driver has noticed."""
     until = time.monotonic() + seconds
     while _told(case) == before:
@@ -35,25 +37,26 @@ def _wait_told(case: Case, before: int, seconds: float = 40) -> None:
         time.sleep(0.2)
 
 
-def kill_tracking(case: Case, phase: str) -> str:
-    doing, before = _aim(case, phase), _told(case)
-    case.world.tracking.kill()
-    try:
-        _wait_told(case, before)
-        time.sleep(case.rng.uniform(0, 8))
-    finally:
-        case.world.tracking.start()
-    return at(doing)
+def _outage(
+    begin: Callable[[World], None],
+    end: Callable[[World], None],
+    linger_s: float = 0.0,
+    notice_s: float = 40.0,
+) -> Callable[[Case, str], str]:
+    """A fault that begins, and ends once the driver has noticed it, or up to `linger_s` later."""
 
+    def strike(case: Case, phase: str) -> str:
+        doing, before = _aim(case, phase), _told(case)
+        begin(case.world)
+        try:
+            _wait_told(case, before, notice_s)
+            if linger_s:
+                time.sleep(case.rng.uniform(0, linger_s))
+        finally:
+            end(case.world)
+        return at(doing)
 
-def hang_tracking(case: Case, phase: str) -> str:
-    doing, before = _aim(case, phase), _told(case)
-    case.world.tracking.signal(signal.SIGSTOP)
-    try:
-        _wait_told(case, before)
-    finally:
-        case.world.tracking.signal(signal.SIGCONT)
-    return at(doing)
+    return strike
 
 
 def restart_tracking(case: Case, phase: str) -> str:
@@ -65,40 +68,24 @@ def restart_tracking(case: Case, phase: str) -> str:
     return at(doing)
 
 
-def kill_database(case: Case, phase: str) -> str:
-    doing, before = _aim(case, phase), _told(case)
-    case.world.postgres.kill()
-    try:
-        _wait_told(case, before)
-        time.sleep(case.rng.uniform(0, 5))
-    finally:
-        case.world.postgres.start()
-    return at(doing)
-
-
-def refuse_connections(case: Case, phase: str) -> str:
+def _refuse(world: World) -> None:
     """The database runs, but lets nobody in."""
-    doing, before, postgres = _aim(case, phase), _told(case), case.world.postgres
-    names = "'mlflow', 'optuna'"
-    for name in ("mlflow", "optuna"):
-        postgres.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false", "postgres")
+    _allow_connections(world, "false")
+    names = ", ".join(f"'{name}'" for name in _DATABASES)
     sql = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ({names})"
-    postgres.query(sql, "postgres")
-    try:
-        _wait_told(case, before)
-        time.sleep(case.rng.uniform(0, 5))
-    finally:
-        for name in ("mlflow", "optuna"):
-            postgres.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true", "postgres")
-    return at(doing)
+    world.postgres.query(sql, "postgres")
 
 
-def cut_servers(case: Case, phase: str) -> str:
-    """Packets to MLflow and the database vanish."""
-    doing, before = _aim(case, phase), _told(case)
-    case.world.cut(SERVER)
-    try:
-        _wait_told(case, before, 90)
-    finally:
-        case.world.mend(SERVER)
-    return at(doing)
+def _allow_connections(world: World, allowed: str = "true") -> None:
+    for name in _DATABASES:
+        world.postgres.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {allowed}", "postgres")
+
+
+kill_tracking = _outage(lambda world: world.tracking.kill(), lambda world: world.tracking.start(), 8)
+hang_tracking = _outage(
+    lambda world: world.tracking.signal(signal.SIGSTOP), lambda world: world.tracking.signal(signal.SIGCONT)
+)
+kill_database = _outage(lambda world: world.postgres.kill(), lambda world: world.postgres.start(), 5)
+refuse_connections = _outage(_refuse, _allow_connections, 5)
+cut_servers = _outage(lambda world: world.cut(SERVER), lambda world: world.mend(SERVER), notice_s=90)
+"""Packets to MLflow and the database vanish."""

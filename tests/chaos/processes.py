@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chaos.case import Case
-from chaos.driver import wait_until
 from chaos.hitting import GONE_S, MissedError, at, end, kill, titled
-
-_CGROUPS = Path("/sys/fs/cgroup/memory")
+from control_groups import can_limit, little_memory
+from tiny_sweeps import wait_until
 
 
 def kill_main_process(case: Case, phase: str) -> str:
@@ -48,33 +47,18 @@ def hang(case: Case, phase: str) -> str:
 
 def run_out_of_memory(case: Case, phase: str) -> str:
     """The kernel ends a process that may have no more memory."""
-    if not os.access(_CGROUPS, os.W_OK):
+    if not can_limit():
         raise MissedError("there is no memory control group to write to")
-    doing, group = case.aim(phase), _CGROUPS / f"dtr-ray-chaos-{os.getpid()}"
-    group.mkdir()
-    try:
-        (group / "memory.limit_in_bytes").write_text(str(2**20))
+    doing = case.aim(phase)
+    with little_memory(2**20) as group:
         (group / "cgroup.procs").write_text(str(doing.pid))
         until = time.monotonic() + GONE_S
         while Path(f"/proc/{doing.pid}/exe").exists() and time.monotonic() < until:
             time.sleep(0.1)
         killed = "oom_kill 0" not in (group / "memory.oom_control").read_text()
-        for pid in (group / "cgroup.procs").read_text().split():
-            (_CGROUPS / "cgroup.procs").write_text(pid)
-    finally:
-        wait_until(lambda: _removed(group), GONE_S, "the control group is empty")
     if not killed:
         raise MissedError("it had memory enough")
     return at(doing)
-
-
-def _removed(group: Path) -> bool:
-    """What is in a control group, a process that nobody has taken note of as well, keeps it."""
-    try:
-        group.rmdir()
-    except OSError:
-        return False
-    return True
 
 
 def signal_driver(signum: int, code: int, *, group: bool = False) -> Callable[[Case, str], str]:

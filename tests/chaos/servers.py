@@ -3,13 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from postgres import Postgres
+from service.mlflow_server import start_server
 
 PORT = 5000
 
@@ -39,22 +39,15 @@ class Tracking:
 
     def start(self) -> None:
         """Starts it, and waits until it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", self._host, "--port", str(PORT)]
-        command += ["--workers", "1", "--allowed-hosts", "*", "--serve-artifacts"]
-        command += ["--backend-store-uri", self.store, "--artifacts-destination", f"{self._folder}/artifacts"]
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*self._enter, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={
-                    **os.environ,
-                    "MLFLOW_DISABLE_TELEMETRY": "true",
-                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                },
-                start_new_session=True,
-            )
+        self._process = start_server(
+            self._folder / "log",
+            self._host,
+            PORT,
+            self.store,
+            self._folder / "artifacts",
+            *("--allowed-hosts", "*", "--serve-artifacts"),
+            enter=self._enter,
+        )
         end = time.monotonic() + 90
         while not self.answers():
             assert self.is_up, self.log[-3000:]

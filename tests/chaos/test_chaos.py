@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 from chaos.case import CHECKPOINT, PHASES, Blow, Case, EndedError
-from chaos.driver import wait_until
 from chaos.faults import FAULTS
 from chaos.hitting import MissedError
 from chaos.world import HEAD, WORKERS, World, world
@@ -27,6 +26,7 @@ from kills import Again, check_accounts, check_mlflow, check_results, count_mlfl
 from postgres import BINARIES
 from rich.console import Console
 from rich.table import Table
+from tiny_sweeps import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -121,7 +121,7 @@ class Account:
             found = [p for name in (HEAD, *WORKERS) for p in case.world.processes(name, "ray::")]
             return [p.title for p in found if p.title.startswith(_OURS)]
 
-        wait_until(lambda: not left(), 90, f"its processes end: {left()}")
+        wait_until(lambda: not left(), 90, f"its processes end: {left()}", poll_s=0.1)
 
 
 @pytest.fixture(scope="module")

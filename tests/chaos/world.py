@@ -7,19 +7,20 @@ so that a machine that is gone is noticed in some 10 s instead of a minute.
 
 import json
 import shutil
-import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos.driver import Driver, wait_until
+from chaos.driver import Driver
 from chaos.servers import Tracking
 from cluster.machines import Lan, lan
 from postgres import PASSWORD, Postgres
-from power import PowerLog, can_build
+from power import PowerLog
+from preloaded import build, can_build, set_clock
 from small_disks import small_disk
+from tiny_sweeps import wait_until
 
 ROOT = Path(__file__).parents[2]
 HEAD, WORKERS, SERVER = "head", ("one", "two"), "server"
@@ -27,7 +28,6 @@ RAY = "10.77.0.2:6379"
 SHARED = "/mnt/shared"
 """The machines' common folder: a disk of its own, which can be full, and lose power."""
 LAN = "/mnt/lan"
-_CLOCK = Path(__file__).parents[1] / "clock.c"
 _DISK_MB = 600
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
@@ -77,17 +77,7 @@ class World:
         self.environment = dict(ENVIRONMENT)
         if power is not None:
             place = f"{LAN}/power"
-            build = [
-                "gcc",
-                "-O1",
-                "-shared",
-                "-fPIC",
-                "-o",
-                network.scratch / "power/clock.so",
-                _CLOCK,
-                "-ldl",
-            ]
-            subprocess.run(build, check=True)
+            build("clock", network.scratch / "power")
             self.environment |= {
                 "LD_PRELOAD": f"{place}/power.so:{place}/clock.so",
                 "POWER_FOLDER": f"{SHARED}/runs",
@@ -148,11 +138,7 @@ class World:
 
     def set_clock(self, name: str, seconds: int) -> None:
         """The machine's wall clock is so many seconds ahead from now on."""
-        path = self.lan.scratch / f"clock-{name}"
-        path.touch()
-        # In place: processes have it mapped.
-        with path.open("r+b") as file:
-            file.write(struct.pack("q", seconds))
+        set_clock(self.lan.scratch / f"clock-{name}", seconds)
 
     def settings(self, name: str) -> str:
         """The environment of Ray and of sweeps there, for `env`."""
@@ -189,7 +175,7 @@ class World:
 
     def wait_joined(self, seconds: float = 120) -> None:
         """Until Ray has all machines; one that is gone but not yet given up does not count."""
-        wait_until(lambda: self._is_whole(), seconds, "all machines join Ray")
+        wait_until(self._is_whole, seconds, "all machines join Ray", poll_s=0.1)
 
     def _is_whole(self) -> bool:
         raylets = {name: self.processes(name, "raylet/raylet") for name in (HEAD, *WORKERS)}

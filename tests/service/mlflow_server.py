@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -17,6 +18,27 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
+SETTINGS = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""Environment of every server: without what only the server's own jobs need it starts twice as fast."""
+
+
+def start_server(
+    log: Path, host: str, port: int, store: str, artifacts: Path, *options: str, enter: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """`mlflow server` with one worker, in a session of its own; `enter`: words before the command."""
+    words = ["--host", host, "--port", str(port), "--workers", "1", *options]
+    words += ["--backend-store-uri", store, "--artifacts-destination", str(artifacts)]
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [*enter, sys.executable, "-m", "mlflow", "server", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env={**os.environ, **SETTINGS},
+            start_new_session=True,
+        )
+
+
 class MlflowServer:
     """One worker on a loopback port, over a SQLite file; it can be killed and started again."""
 
@@ -24,25 +46,12 @@ class MlflowServer:
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._folder = folder
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        store, artifacts = f"sqlite:///{self._folder / 'server.db'}", str(self._folder / "artifacts")
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
-        command += ["--artifacts-destination", artifacts, "--host", "127.0.0.1", "--port", str(self.port)]
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, "--workers", "1"],
-                stdout=log,
-                stderr=log,
-                # Without what only the server's own jobs need: it starts twice as fast.
-                env={
-                    **os.environ,
-                    "MLFLOW_DISABLE_TELEMETRY": "true",
-                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                },
-                start_new_session=True,
-            )
+        store, artifacts = f"sqlite:///{self._folder / 'server.db'}", self._folder / "artifacts"
+        log = self._folder / "server.log"
+        self._process = start_server(log, "127.0.0.1", self.port, store, artifacts)
 
     def wait(self, timeout_s: float = 60.0) -> None:
         """Until it answers."""

@@ -5,10 +5,6 @@ What is slow takes a minute on two cores:
     python -m pytest -m slow tests/service/test_clock.py -n 0 -s --timeout 600
 """
 
-import mmap
-import shutil
-import struct
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +14,7 @@ from typing import Any
 import pytest
 from kills import check_accounts, check_mlflow, check_steps, runs_of
 from mlflow import MlflowClient
+from preloaded import build, can_build, set_clock
 from tiny_sweeps import SweepCommand, attempts, folder_of, records, sweep_command, tiny_sweep, wait_until
 
 from dtr_ray.search.journal import Journal, read_events, seconds_spent
@@ -31,16 +28,13 @@ class Clock:
     """The wall clock of processes that are started with `environment`."""
 
     def __init__(self, folder: Path) -> None:
-        library, self._file = folder / "clock.so", folder / "clock"
-        source = Path(__file__).parents[1] / "clock.c"
-        subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-        self._file.write_bytes(struct.pack("q", 0))
+        library, self._file = build("clock", folder), folder / "clock"
+        self.shift(0)
         self.environment = {"LD_PRELOAD": str(library), "CLOCK_FILE": str(self._file)}
 
     def shift(self, seconds: int) -> None:
         """Sets it to the right time and so many seconds."""
-        with self._file.open("r+b") as file, mmap.mmap(file.fileno(), 8) as memory:
-            memory[:] = struct.pack("q", seconds)
+        set_clock(self._file, seconds)
 
 
 @contextmanager
@@ -119,7 +113,7 @@ def jump_while_it_trains(command: SweepCommand, clock: Clock, folder: Path, jump
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a compiler for the clock")
+@pytest.mark.skipif(not can_build(), reason="needs a compiler for the clock")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_sweep_whose_clock_jumps_by_days_ends_as_if_it_did_not(
     workers: int, tmp_path: Path, shared_cache: Path

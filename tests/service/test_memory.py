@@ -5,15 +5,13 @@ What is slow takes two minutes on two cores:
     python -m pytest -m slow tests/service/test_memory.py -n 0 -s --timeout 600
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray.exceptions
 import torch
+from control_groups import can_limit, little_memory
 from kills import runs_of
 from mlflow import MlflowClient
 from tiny_sweeps import folder_of, records, sweep_command, tiny_sweep
@@ -21,7 +19,6 @@ from tiny_sweeps import folder_of, records, sweep_command, tiny_sweep
 from dtr_ray.config import SweepConfig
 from dtr_ray.service.trial import reason_of
 
-CGROUPS = Path("/sys/fs/cgroup/memory")
 GB = 2**30
 CHANGES: dict[str, Any] = {
     "early_stopping": {"name": "none"},
@@ -56,20 +53,6 @@ def check_failed_run(config: SweepConfig, reason: str) -> None:
     assert (tags["dtr_ray.status"], tags["dtr_ray.reason"]) == ("failed", reason)
 
 
-@contextmanager
-def little_memory(limit_bytes: int) -> Iterator[Path]:
-    """A control group of so much memory; a process goes in by its number in `cgroup.procs`."""
-    folder = CGROUPS / f"dtr-ray-test-{os.getpid()}"
-    folder.mkdir()
-    try:
-        (folder / "memory.limit_in_bytes").write_text(str(limit_bytes))
-        yield folder
-    finally:
-        for pid in (folder / "cgroup.procs").read_text().split():
-            (CGROUPS / "cgroup.procs").write_text(pid)
-        folder.rmdir()
-
-
 @pytest.mark.parametrize(
     "error",
     [
@@ -101,7 +84,7 @@ def test_a_trial_whose_memory_is_refused_fails_at_once(tmp_path: Path, shared_ca
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(not os.access(CGROUPS, os.W_OK), reason="needs a memory control group to write to")
+@pytest.mark.skipif(not can_limit(), reason="needs a memory control group to write to")
 def test_a_trial_that_the_kernel_ends_for_want_of_memory_is_retried_and_then_fails(
     tmp_path: Path, shared_cache: Path
 ):

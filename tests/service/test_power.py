@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from kills import Interrupter, check_accounts, check_mlflow, check_same, check_steps, run_to_the_end
-from power import Lost, PowerLog, can_build, power_log
+from power import Lost, PowerLog, power_log
+from preloaded import can_build
 from rich.console import Console
 from rich.table import Table
 from tiny_sweeps import folder_of, read_json, tiny_sweep
